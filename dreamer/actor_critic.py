@@ -1,0 +1,248 @@
+"""Actor, critic and what they learn from imagined and replayed trajectories (paper eq. 6 to 8)."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import distributions as dist
+from .config import BehaviorConfig
+from .networks import MLP, Head, Linear
+from .spaces import ActionSpec
+
+
+class Actor(nn.Module):
+    """The policy: features (..., F) -> raw outputs, which the other methods read as distributions.
+
+    Each key of the action space has its own output layers: logits for one or several categoricals, or a mean and a
+    standard deviation. A flat action (..., A) holds the keys in sorted order.
+    """
+
+    OUTSCALE = 0.01
+
+    def __init__(self, spec: ActionSpec, inputs: int, units: int):
+        super().__init__()
+        self.spec = spec
+        self.mlp = MLP(inputs, units, layers=3)
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                Linear(units, part.width, self.OUTSCALE) for _ in range(1 if part.classes else 2)
+            )
+            for part in spec.parts
+        )
+
+    def forward(self, feature: Tensor) -> list[list[Tensor]]:
+        """For each categorical its probabilities [p], for each continuous key [mean, standard deviation]; float32."""
+        x = self.mlp(feature)
+        outputs: list[list[Tensor]] = []
+        for part, heads in zip(self.spec.parts, self.heads):
+            raw = [head(x).float() for head in heads]
+            if part.classes:
+                outputs.extend([dist.mixed_probs(logits)] for logits in raw[0].split(part.classes, -1))
+            else:
+                outputs.append(list(dist.bounded_normal(*raw)))
+        return outputs
+
+    def draw_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Random numbers for actions of a shape: (*shape, W), a uniform for each categorical, then the normals."""
+        device = generator.device
+        return torch.cat(
+            [
+                torch.rand(*shape, self.spec.categoricals, generator=generator, device=device),
+                torch.randn(*shape, self.spec.continuous, generator=generator, device=device),
+            ],
+            -1,
+        )
+
+    def sample(self, outputs: list[list[Tensor]], noise: Tensor) -> Tensor:
+        """A flat action (..., A), float32, from outputs and noise (..., W)."""
+        actions, uniform, normal = [], 0, self.spec.categoricals
+        for output in outputs:
+            if len(output) == 1:
+                actions.append(dist.sample_onehot(output[0], noise[..., uniform]))
+                uniform += 1
+            else:
+                width = output[0].shape[-1]
+                actions.append(dist.sample_normal(*output, noise[..., normal : normal + width]))
+                normal += width
+        return torch.cat(actions, -1)
+
+    def mode(self, outputs: list[list[Tensor]]) -> Tensor:
+        """The flat action (..., A) of highest probability."""
+        actions = []
+        for output in outputs:
+            if len(output) == 1:
+                classes = torch.arange(output[0].shape[-1], device=output[0].device)
+                actions.append((classes == output[0].argmax(-1, keepdim=True)).float())
+            else:
+                actions.append(output[0])
+        return torch.cat(actions, -1)
+
+    def log_prob(self, outputs: list[list[Tensor]], action: Tensor) -> Tensor:
+        """Log-probability (...) of flat actions (..., A), summed over all parts."""
+        total, start = torch.zeros(action.shape[:-1], device=action.device), 0
+        for output in outputs:
+            width = output[0].shape[-1]
+            part = action[..., start : start + width]
+            start += width
+            if len(output) == 1:
+                total = total + (torch.log(output[0]) * part).sum(-1)
+            else:
+                total = total + dist.normal_log_prob(part, *output)
+        return total
+
+    def entropy(self, outputs: list[list[Tensor]]) -> Tensor:
+        """Entropy (...) in nats, summed over all parts."""
+        return torch.stack(
+            [
+                dist.categorical_entropy(output[0]) if len(output) == 1 else dist.normal_entropy(output[1])
+                for output in outputs
+            ]
+        ).sum(0)
+
+
+def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, trace: Tensor | float) -> Tensor:
+    """Bootstrapped lambda returns (paper eq. 7):
+
+        ret[t] = reward[t+1] + discount[t+1] * ((1 - trace[t+1]) * value[t+1] + trace[t+1] * ret[t+1])
+        ret[H] = value[H]
+
+    Args:
+        reward, discount, value: (..., H), their last axis holding times 1..H.
+        trace: lambda, a number or (..., H) for times 1..H; 0 where the trajectory is cut.
+
+    Returns:
+        (..., H), for times 0..H-1.
+    """
+    trace = torch.as_tensor(trace, device=reward.device).expand_as(reward)
+    fixed = reward + discount * (1 - trace) * value
+    carried = discount * trace
+    result, returns = value[..., -1], []
+    for t in reversed(range(reward.shape[-1])):
+        result = fixed[..., t] + carried[..., t] * result
+        returns.append(result)
+    return torch.stack(returns[::-1], -1)
+
+
+class ReturnScale(NamedTuple):
+    """Exponential means of a low and a high percentile of the returns, each (), starting at zero (paper eq. 8)."""
+
+    low: Tensor
+    high: Tensor
+
+    def updated(self, returns: Tensor, config: BehaviorConfig) -> "ReturnScale":
+        levels = torch.tensor([config.return_low, config.return_high], device=returns.device)
+        low, high = torch.quantile(returns.detach().flatten(), levels).unbind()
+        rate = config.return_rate
+        return ReturnScale((1 - rate) * self.low + rate * low, (1 - rate) * self.high + rate * high)
+
+    def divisor(self, config: BehaviorConfig) -> Tensor:
+        """Large returns are scaled down, small ones never up."""
+        return (self.high - self.low).clamp(min=config.return_limit)
+
+
+class ActorCritic(nn.Module):
+    """Actor, critic, slow critic and the return scale.
+
+    Args: settings, what can be done, width F of the features, width of the layers, gamma.
+    """
+
+    bins: Tensor
+    return_low: Tensor
+    return_high: Tensor
+
+    def __init__(self, config: BehaviorConfig, action: ActionSpec, inputs: int, units: int, discount: float):
+        super().__init__()
+        self.config = config
+        self.discount = discount
+        self.actor = Actor(action, inputs, units)
+        self.critic = Head(inputs, units, layers=3, outputs=dist.BINS, outscale=0.0)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("return_low", torch.zeros(()))
+        self.register_buffer("return_high", torch.zeros(()))
+        self.register_buffer("bins", dist.twohot_bins(), persistent=False)
+
+    def value(self, feature: Tensor) -> Tensor:
+        """Expected return (...) of features (..., F)."""
+        return dist.twohot_mean(self.critic(feature), self.bins)
+
+    def imagined_losses(
+        self, feature: Tensor, action: Tensor, reward: Tensor, continuation: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, ReturnScale, dict[str, Tensor]]:
+        """Losses of N imagined trajectories.
+
+        Args:
+            feature: (N, H + 1, F) without gradient.
+            action: (N, H + 1, A), chosen at each state.
+            reward, continuation: (N, H + 1), predicted at each state, without gradient.
+
+        Returns:
+            Losses (N,), means over the H steps; the returns (N, H); the updated return scale, which the caller
+            keeps by `keep_scale`; and metrics.
+        """
+        config = self.config
+        logits = self.critic(feature)
+        value = dist.twohot_mean(logits.detach(), self.bins)
+        returns = lambda_return(reward[:, 1:], continuation[:, 1:], value[:, 1:], config.trace)
+        # The first continue counts too: an imagined trajectory that starts at an end teaches nothing.
+        weight = continuation.cumprod(1)[:, :-1]
+
+        scale = ReturnScale(self.return_low, self.return_high).updated(returns, config)
+        advantage = (returns - value[:, :-1]) / scale.divisor(config)
+        policy = self.actor(feature[:, :-1])
+        log_prob, entropy = self.actor.log_prob(policy, action[:, :-1]), self.actor.entropy(policy)
+        losses = {
+            "actor": (weight * -(log_prob * advantage + config.entropy * entropy)).mean(1),
+            "critic": (weight * self._critic_loss(logits[:, :-1], feature[:, :-1], returns)).mean(1),
+        }
+        metrics = {
+            "advantage": advantage.mean(),
+            "advantage_magnitude": advantage.abs().mean(),
+            "entropy": entropy.detach().mean(),
+            "reward": reward.mean(),
+            "continuation": continuation.mean(),
+            "return": returns.mean(),
+            "value": value.mean(),
+            "weight": weight.mean(),
+            "return_scale": scale.divisor(config),
+            "return_low": scale.low,
+            "return_high": scale.high,
+        }
+        return losses, returns, scale, metrics
+
+    def replay_losses(
+        self, feature: Tensor, reward: Tensor, is_last: Tensor, is_terminal: Tensor, bootstrap: Tensor
+    ) -> dict[str, Tensor]:
+        """The critic's loss (B, T - 1) along the replayed sequence itself, from real rewards and ends.
+
+        Args:
+            feature: (B, T, F); its gradient reaches the world model.
+            reward, is_last, is_terminal: (B, T).
+            bootstrap: (B, T), the imagined return from each state.
+        """
+        discount = (~is_terminal).float() * self.discount
+        trace = (~is_last).float() * self.config.trace
+        returns = lambda_return(reward[:, 1:], discount[:, 1:], bootstrap[:, 1:], trace[:, 1:])
+        feature = feature[:, :-1]
+        loss = self._critic_loss(self.critic(feature), feature, returns)
+        # At the last step of an episode the next row is a reset: there is no return to learn.
+        return {"replay_critic": (~is_last[:, :-1]).float() * loss}
+
+    def _critic_loss(self, logits: Tensor, feature: Tensor, returns: Tensor) -> Tensor:
+        """Cross-entropy with the returns, and with the slow critic's prediction as a regulariser."""
+        with torch.no_grad():
+            slow = dist.twohot_mean(self.slow_critic(feature), self.bins)
+        regularizer = self.config.slow_regularizer * dist.twohot_loss(logits, slow, self.bins)
+        return dist.twohot_loss(logits, returns, self.bins) + regularizer
+
+    @torch.no_grad()
+    def keep_scale(self, scale: ReturnScale) -> None:
+        self.return_low.copy_(scale.low)
+        self.return_high.copy_(scale.high)
+
+    @torch.no_grad()
+    def update_slow_critic(self) -> None:
+        """`slow = 0.02 online + 0.98 slow`, after every update."""
+        slow, online = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        torch._foreach_lerp_(slow, online, self.config.slow_rate)

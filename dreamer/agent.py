@@ -1,0 +1,273 @@
+"""The agent: acting, and the update that trains everything. The one place that compiles and chooses precision."""
+
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .actor_critic import ActorCritic
+from .config import Config, LossScales
+from .imagination import Imagination, Noise
+from .optimizer import LaProp
+from .replay import Batch
+from .rssm import Recurrence, State
+from .spaces import ActionSpec, ObservationSpec
+from .world_model import WorldModel
+
+
+class Memory(NamedTuple):
+    """What the policy carries from step to step in each of N environments."""
+
+    state: State  # (N, ...)
+    action: Tensor  # (N, A), the last one chosen
+
+
+class Agent:
+    """World model, actor-critic and their optimiser.
+
+    Args:
+        config: settings; `config.seed` determines the parameters and all random numbers.
+        observation, action: the environment's spaces.
+        device, dtype: where it runs and in which precision its products are; see `choose_device`, `choose_dtype`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        observation: ObservationSpec,
+        action: ActionSpec,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.config = config
+        self.observation_spec = observation
+        self.action_spec = action
+        self.device = device
+        self.dtype = dtype
+        discount = 1 - 1 / config.behavior.discount_horizon
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.world_model = WorldModel(config.model, observation, action, discount, dtype).to(device)
+            self.actor_critic = ActorCritic(
+                config.behavior, action, self.world_model.feature_width, config.model.units, discount
+            ).to(device)
+        self.imagination = Imagination(self.world_model.rssm, self.actor_critic.actor)
+        self.parameters = [*self.world_model.parameters(), *self.actor_critic.parameters()]
+        self.parameters = [p for p in self.parameters if p.requires_grad]
+        self.optimizer = LaProp(self.parameters, config.optimizer)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self._recurrence: Recurrence | None = None
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained numbers; the slow critic is a copy and not counted."""
+        return sum(p.numel() for p in self.parameters)
+
+    # Acting --------------------------------------------------------------------------------------------
+
+    def start(self, environments: int) -> Memory:
+        """The memory before the first step of N environments."""
+        action = torch.zeros(environments, self.action_spec.width, device=self.device)
+        return Memory(self.world_model.rssm.initial(environments), action)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Mapping[str, Tensor],
+        is_first: Tensor,
+        is_last: Tensor,
+        memory: Memory,
+        greedy: bool = False,
+    ) -> tuple[Tensor, Memory]:
+        """Choose the next actions of N environments.
+
+        Args:
+            observation: {key: (N, ...)}.
+            is_first: (N,) bool; forgets what was before.
+            is_last: (N,) bool; nothing follows, so the action is zero.
+            memory: from `start` or the last call.
+            greedy: the most likely action instead of a sample.
+
+        Returns:
+            Flat actions (N, A) and the memory that holds them, with the posterior of this observation.
+        """
+        if self._recurrence is None:
+            self._recurrence = self.world_model.rssm.recurrence()
+        count = is_first.shape[0]
+        uniform = self._uniform(count, self.config.model.stoch)
+        noise = self.actor_critic.actor.draw_noise((count,), self.generator)
+        moved = {key: value.to(self.device) for key, value in observation.items()}
+        state, sampled, likely = self._policy(
+            self._recurrence, memory, moved, is_first.to(self.device), uniform, noise
+        )
+        action = (likely if greedy else sampled) * (~is_last.to(self.device)).unsqueeze(-1)
+        return action, Memory(state, action)
+
+    def _policy(
+        self,
+        weights: Recurrence,
+        memory: Memory,
+        observation: dict[str, Tensor],
+        is_first: Tensor,
+        uniform: Tensor,
+        noise: Tensor,
+    ) -> tuple[State, Tensor, Tensor]:
+        rssm, actor = self.world_model.rssm, self.actor_critic.actor
+        tokens = rssm.embed_tokens(self.world_model.encoder(observation))
+        keep = (~is_first).float().unsqueeze(-1)
+        previous = rssm.embed_action(memory.action * keep)
+        state, _ = rssm.observe_step(weights, memory.state, previous, tokens, keep, uniform)
+        policy = actor(rssm.feature(state))
+        return state, actor.sample(policy, noise), actor.mode(policy)
+
+    # Learning ------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> tuple[dict[str, Tensor], State]:
+        """One gradient step on B sequences of T steps.
+
+        Returns:
+            Metrics, each (), still on the device; and the new posteriors (B, T, ...) for the replay.
+        """
+        loss, metrics, posterior, keep = self.loss(batch)
+        loss.backward()
+        metrics |= {f"optimizer/{name}": value for name, value in self.optimizer.step().items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        self.actor_critic.keep_scale(keep)
+        self.actor_critic.update_slow_critic()
+        self._recurrence = None  # the weights have moved
+        return metrics, posterior
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], State, Any]:
+        """The scaled sum of all losses of a batch, metrics, posteriors and the new return scale; changes nothing."""
+        world_model, actor_critic = self.world_model, self.actor_critic
+        size, length = batch.reward.shape
+
+        # World model
+        posterior, logits = world_model.observe(batch, self._uniform(size, length, self.config.model.stoch))
+        feature = world_model.rssm.feature(posterior)
+        losses, model_metrics = world_model.losses(feature, posterior.deter, logits, batch)
+
+        # Imagination, from every posterior state
+        start = posterior.detach()
+        trajectory = self.imagination.rollout(start.flatten(), self._rollout_noise(size * length))
+        with torch.no_grad():
+            reward, continuation = world_model.outcome(trajectory.feature)
+
+        # Actor and critic
+        behavior_losses, returns, scale, behavior_metrics = actor_critic.imagined_losses(
+            trajectory.feature, trajectory.action, reward, continuation
+        )
+        losses |= {name: loss.unflatten(0, (size, length)) for name, loss in behavior_losses.items()}
+        losses |= actor_critic.replay_losses(
+            feature, batch.reward, batch.is_last, batch.is_terminal, returns[:, 0].unflatten(0, (size, length))
+        )
+
+        total, means = total_loss(losses, self.config.losses, (size, length))
+        metrics = {f"loss/{name}": mean for name, mean in means.items()}
+        metrics |= {f"world_model/{name}": value for name, value in model_metrics.items()}
+        metrics |= {f"behavior/{name}": value for name, value in behavior_metrics.items()}
+        return total, {name: value.detach() for name, value in metrics.items()}, start, scale
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+    def _rollout_noise(self, starts: int) -> Noise:
+        horizon = self.config.behavior.horizon
+        return Noise(
+            prior=self._uniform(horizon, starts, self.config.model.stoch),
+            action=self.actor_critic.actor.draw_noise((horizon + 1, starts), self.generator),
+        )
+
+    # Compiling -----------------------------------------------------------------------------------------
+
+    def compile(self) -> None:
+        """Replace the functions that do the work by compiled ones, the steps of sequences rather than sequences."""
+        rssm = self.world_model.rssm
+        for owner, name in (
+            (self, "_policy"),
+            (self.world_model.encoder, "forward"),
+            (rssm, "observe_step"),
+            (self.world_model, "losses"),
+            (self.imagination, "step"),
+            (self.world_model, "outcome"),
+            (self.actor_critic, "imagined_losses"),
+            (self.actor_critic, "replay_losses"),
+        ):
+            setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False, fullgraph=True))
+
+    # Saving --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "world_model": self.world_model.state_dict(),
+            "actor_critic": self.actor_critic.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.world_model.load_state_dict(state["world_model"])
+        self.actor_critic.load_state_dict(state["actor_critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self._recurrence = None
+
+
+def total_loss(
+    losses: dict[str, Tensor], scales: LossScales, shape: tuple[int, int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean of every loss over (B, T), times its scale, summed; and the means by name.
+
+    A loss of another shape or without a scale, or a scale without a loss, fails at once.
+    """
+    named = vars(scales)
+    groups = {name: name.split("/")[0] for name in losses}
+    assert set(groups.values()) == set(named), sorted(set(groups.values()) ^ set(named))
+    size, length = shape
+    for name, loss in losses.items():
+        expected = (size, length - 1) if name == "replay_critic" else (size, length)
+        assert loss.shape == expected, (name, tuple(loss.shape), expected)
+    means = {name: loss.mean() for name, loss in losses.items()}
+    total = torch.stack([named[groups[name]] * mean for name, mean in means.items()]).sum()
+    return total, means | {"total": total}
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one.
+
+    Raises:
+        DeviceError: the named device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise DeviceError(f"this machine has no {name} device that torch can use; use --device {there}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def why_not_compile(device: torch.device) -> str | None:
+    """What keeps torch.compile from working here, in words, or None: Inductor builds C++ for CPUs, Triton for GPUs."""
+    if device.type == "mps":
+        return "torch.compile does not support mps well"
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        return "no C++ compiler was found (Debian: apt-get install g++)"
+    if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers were not found (Debian: apt-get install python3-dev)"
+    return None

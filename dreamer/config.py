@@ -1,0 +1,280 @@
+"""Every setting of a run: frozen dataclasses, one for each part of the program that reads it.
+
+The same hyperparameters serve every task. What differs between suites is the protocol (`PROTOCOLS`): how many
+frames, how often an action is repeated, how much is learned from each row, how large the model is.
+"""
+
+import difflib
+import typing
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names it, what is allowed and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Widths of the networks; `SIZES` holds the published combinations."""
+
+    deter: int = 512  # D, the recurrent state
+    hidden: int = 64  # the layers around it
+    stoch: int = 32  # S, the number of categorical latents
+    classes: int = 4  # K, the classes of each
+    blocks: int = 8  # of the block-linear layers
+    depth: int = 4  # channels of the CNN are multiples of it
+    units: int = 64  # U, the width of the other layers
+    free_nats: float = 1.0  # KL below this is not trained on
+
+
+@dataclass(frozen=True)
+class BehaviorConfig:
+    """Imagination, actor and critic."""
+
+    horizon: int = 15  # H, imagined steps
+    discount_horizon: int = 333  # gamma = 1 - 1 / 333
+    trace: float = 0.95  # lambda of the returns
+    entropy: float = 3e-4
+    slow_regularizer: float = 1.0
+    slow_rate: float = 0.02
+    return_rate: float = 0.01
+    return_low: float = 0.05
+    return_high: float = 0.95
+    return_limit: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossScales:
+    """One scale for each loss; `decoder` holds for every observation key."""
+
+    decoder: float = 1.0
+    reward: float = 1.0
+    continuation: float = 1.0
+    dynamics: float = 1.0
+    representation: float = 0.1
+    actor: float = 1.0
+    critic: float = 1.0
+    replay_critic: float = 0.3
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adaptive gradient clipping and LaProp."""
+
+    learning_rate: float = 4e-5
+    warmup: int = 1000  # updates
+    clip: float = 0.3
+    min_norm: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-20
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    batch: int = 16  # B, sequences
+    length: int = 64  # T, steps of each
+    capacity: int = 5_000_000  # rows over all environments
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the run goes about it; none of it changes what is computed, up to rounding."""
+
+    device: str = "auto"  # auto, cpu, cuda, mps
+    precision: str = "auto"  # auto, float32, bfloat16
+    compile: bool = True
+    checkpoint_seconds: float = 300.0
+    log_seconds: float = 15.0
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str
+    seed: int = 0
+    frames: int = 1_000_000  # environment frames, action repeat included
+    repeat: int = 1  # frames for each action
+    ratio: float = 512.0  # replayed steps for each row
+    envs: int = 1
+    size: str = "12m"
+    environment: dict[str, Any] = field(default_factory=dict)  # options of the suite
+    model: ModelConfig = ModelConfig()
+    behavior: BehaviorConfig = BehaviorConfig()
+    losses: LossScales = LossScales()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    replay: ReplayConfig = ReplayConfig()
+    run: RunConfig = RunConfig()
+
+
+def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
+    return {"deter": deter, "hidden": hidden, "classes": classes, "depth": depth, "units": units}
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "1m": _size(512, 64, 4, 4, 64),
+    "12m": _size(2048, 256, 16, 16, 256),
+    "25m": _size(3072, 384, 24, 24, 384),
+    "50m": _size(4096, 512, 32, 32, 512),
+    "100m": _size(6144, 768, 48, 48, 768),
+    "200m": _size(8192, 1024, 64, 64, 1024),
+    "400m": _size(12288, 1536, 96, 96, 1536),
+}
+
+# The protocols of the published scores. A suite that is not listed is the user's own.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "atari": {"frames": 200_000_000, "repeat": 4, "ratio": 32.0, "envs": 16, "size": "200m"},
+    "atari100k": {"frames": 400_000, "repeat": 4, "ratio": 128.0, "envs": 1, "size": "200m"},
+    "dmc": {"frames": 500_000, "repeat": 2, "ratio": 512.0, "envs": 8, "size": "12m"},
+    "dmc_vision": {"frames": 1_000_000, "repeat": 2, "ratio": 512.0, "envs": 8, "size": "12m"},
+}
+
+POSITIVE = {
+    "frames", "repeat", "ratio", "envs", "model.deter", "model.hidden", "model.stoch", "model.classes", "model.blocks",
+    "model.depth", "model.units", "behavior.horizon", "behavior.discount_horizon", "optimizer.learning_rate",
+    "optimizer.warmup", "replay.batch", "replay.length", "replay.capacity", "run.checkpoint_seconds",
+    "run.log_seconds",
+}  # fmt: skip
+CHOICES = {
+    "size": tuple(SIZES),
+    "run.device": ("auto", "cpu", "cuda", "mps"),
+    "run.precision": ("auto", "float32", "bfloat16"),
+}
+
+
+def make_config(task: str, *, size: str | None = None, settings: Iterable[str] = (), **given: Any) -> Config:
+    """The config of a task: defaults, the suite's protocol, the model of a size, then what the user gave.
+
+    Args:
+        task: `SUITE/NAME`.
+        size: a name of `SIZES`; None takes the protocol's.
+        settings: `key=value` strings, keys as `flatten` names them, `environment.NAME` for the suite's options.
+        given: top-level fields of `Config`; None means not given.
+
+    Raises:
+        ConfigError: an unknown key (the nearest real one is named), a value of the wrong type or out of range.
+    """
+    protocol = PROTOCOLS.get(task.split("/", 1)[0], {})
+    given = {key: value for key, value in given.items() if value is not None}
+    config = replace(Config(task=task), **(protocol | given))
+    pairs = [_split(setting) for setting in settings]
+    # The size comes first, so that single widths can be set on top of it.
+    for key, text in pairs:
+        size = text if key == "size" else size
+    config = _with(config, "size", size or config.size)
+    config = replace(config, model=replace(config.model, **SIZES[config.size]))
+    for key, text in pairs:
+        if key != "size":
+            config = _with(config, key, text)
+    for key, value in flatten(config).items():
+        _check(key, value)
+    if config.model.deter % config.model.blocks:
+        raise ConfigError(
+            f"model.deter={config.model.deter} is not a multiple of model.blocks={config.model.blocks}; change one of them"
+        )
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings by dotted key, `replay.batch` for example; options of the environment are single keys."""
+    result: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            result |= flatten(value, f"{prefix}{item.name}.")
+        elif isinstance(value, dict):
+            result |= {f"{prefix}{item.name}.{key}": option for key, option in value.items()}
+        else:
+            result[prefix + item.name] = value
+    return result
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    return asdict(config)
+
+
+def from_json(data: dict[str, Any]) -> Config:
+    """The inverse of `to_json`; strict about keys, so that no setting is lost silently."""
+    return _build(Config, data, "")
+
+
+def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = set(data) - set(hints)
+    missing = set(hints) - set(data)
+    if unknown or missing:
+        raise ConfigError(
+            f"this config was written by another version: unknown {sorted(prefix + key for key in unknown)}, "
+            f"missing {sorted(prefix + key for key in missing)}"
+        )
+    return cls(
+        **{
+            key: _build(kind, data[key], f"{prefix}{key}.") if is_dataclass(kind) else data[key]
+            for key, kind in hints.items()
+        }
+    )
+
+
+def _split(setting: str) -> tuple[str, str]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {setting!r} is not of the form key=value, for example replay.batch=8")
+    return key.strip(), text.strip()
+
+
+def _with(config: Any, key: str, text: Any, path: str = "") -> Any:
+    """`config` with one dotted key replaced by a value parsed from text."""
+    head, _, rest = key.partition(".")
+    names = {item.name for item in fields(config)}
+    if head not in names or (is_dataclass(getattr(config, head)) != bool(rest) and head != "environment"):
+        raise ConfigError(_unknown(path + key))
+    value = getattr(config, head)
+    if is_dataclass(value):
+        return replace(config, **{head: _with(value, rest, text, f"{path}{head}.")})
+    if isinstance(value, dict):
+        if not rest:
+            raise ConfigError(f"{head} takes the name of an option, for example {head}.size=64")
+        return replace(config, **{head: value | {rest: _literal(text)}})
+    return replace(config, **{head: _parse(path + head, text, typing.get_type_hints(type(config))[head])})
+
+
+def _unknown(key: str) -> str:
+    known = list(flatten(Config(task="")))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    by_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"there is no setting {key!r}; the nearest is {(by_name or close)[0]!r}"
+
+
+def _parse(key: str, text: Any, kind: type) -> Any:
+    if kind is str:
+        return str(text)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[str(text).lower()]
+        if kind is int:
+            return int(str(text).replace("_", ""))
+        return float(text)
+    except (KeyError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"{key}={text} is not {wanted}") from None
+
+
+def _literal(text: str) -> Any:
+    """The value of an environment's option: a number, true, false or a word."""
+    for kind in (int, float, bool):
+        try:
+            return _parse("", text, kind)
+        except ConfigError:
+            continue
+    return text
+
+
+def _check(key: str, value: Any) -> None:
+    if key in CHOICES and value not in CHOICES[key]:
+        close = difflib.get_close_matches(str(value), CHOICES[key], n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{key}={value} is not one of {', '.join(CHOICES[key])}; the nearest is {close}")
+    if key in POSITIVE and not value > 0:
+        raise ConfigError(f"{key}={value} must be greater than 0")
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        raise ConfigError(f"{key}={value} must be a finite number")

@@ -1,0 +1,136 @@
+"""The distributions of the model: pure functions of tensors.
+
+Randomness is always an argument: a uniform number per categorical, a standard normal one per continuous
+dimension. All of it is computed in float32, whatever precision the networks run in.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+UNIMIX = 0.01
+
+
+def symlog(x: Tensor) -> Tensor:
+    """`sign(x) ln(1 + |x|)`, elementwise (paper eq. 9)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """`sign(x) (exp|x| - 1)`, the inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+# Categoricals ------------------------------------------------------------------------------------------
+
+
+def mixed_probs(logits: Tensor) -> Tensor:
+    """Probabilities (..., K) `0.99 softmax(logits) + 0.01 / K`, float32.
+
+    The floor keeps every KL finite and every class reachable (paper, "Robust predictions").
+    """
+    return (1 - UNIMIX) * torch.softmax(logits.float(), -1) + UNIMIX / logits.shape[-1]
+
+
+def sample_onehot(probs: Tensor, uniform: Tensor) -> Tensor:
+    """One-hot samples by inverting the cumulative distribution: one random number for each categorical.
+
+    Args:
+        probs: (..., K), summing to 1.
+        uniform: (...), in [0, 1).
+
+    Returns:
+        (..., K) float32, without a gradient: the class whose cumulative interval holds `uniform`.
+    """
+    # The last bound is 1 by definition, so rounding in the sum can never lead past the last class.
+    bounds = torch.cumsum(probs.detach(), -1)[..., :-1]
+    index = (bounds <= uniform.unsqueeze(-1)).sum(-1, keepdim=True)
+    return (torch.arange(probs.shape[-1], device=probs.device) == index).float()
+
+
+def straight_through(onehot: Tensor, probs: Tensor) -> Tensor:
+    """`onehot + p - sg(p)`: the sample forward, the gradient of the probabilities backward."""
+    return onehot + (probs - probs.detach())
+
+
+def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    """`KL(p || q)` in nats over the last axis: (..., K), (..., K) -> (...)."""
+    return (p * (torch.log(p) - torch.log(q))).sum(-1)
+
+
+def categorical_entropy(p: Tensor) -> Tensor:
+    """Entropy in nats over the last axis: (..., K) -> (...)."""
+    return -(p * torch.log(p)).sum(-1)
+
+
+# Bounded normal ----------------------------------------------------------------------------------------
+
+
+def bounded_normal(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `tanh(m)` and standard deviation `0.9 sigmoid(s + 2) + 0.1` from raw outputs (..., n)."""
+    return torch.tanh(mean), 0.9 * torch.sigmoid(std + 2) + 0.1
+
+
+def sample_normal(mean: Tensor, std: Tensor, normal: Tensor) -> Tensor:
+    """`mean + std * normal`, not clipped: the environment clips."""
+    return mean + std * normal
+
+
+def normal_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density (...) of x (..., n), summed over the last axis."""
+    return (-0.5 * ((x - mean) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def normal_entropy(std: Tensor) -> Tensor:
+    """Entropy (...) in nats of independent normals (..., n), summed over the last axis."""
+    return (torch.log(std) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+# Two-hot -----------------------------------------------------------------------------------------------
+
+BINS = 255
+
+
+def twohot_bins(device: torch.device | str | None = None) -> Tensor:
+    """The 255 bin centres: `symexp(linspace(-20, 0, 128))` and its mirror, in raw value space."""
+    half = symexp(torch.linspace(-20, 0, (BINS + 1) // 2, dtype=torch.float32, device=device))
+    return torch.cat([half, -half[:-1].flip(0)])
+
+
+def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy (...) of logits (..., 255) with the two-hot target (...) (paper eq. 10).
+
+    The raw target is split linearly between its two neighbouring bins; beyond the last bin it goes to
+    that bin. The target gets no gradient.
+    """
+    target = target.detach().float().contiguous()
+    above = torch.searchsorted(bins, target, right=True).clamp(1, len(bins) - 1)
+    below = above - 1
+    low, high = bins[below], bins[above]
+    weight = ((target - low) / (high - low)).clamp(0, 1)
+    log_probs = F.log_softmax(logits.float(), -1)
+    log_below = log_probs.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+    log_above = log_probs.gather(-1, above.unsqueeze(-1)).squeeze(-1)
+    return -((1 - weight) * log_below + weight * log_above)
+
+
+def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
+    """Expected value (...) of logits (..., 255), exactly 0 for uniform logits.
+
+    Mirrored bins are added pairwise before the sum, so that equal probabilities cancel in whatever order
+    a compiler adds the pairs: `p[i] b[i] + p[-i] b[-i] = (p[-i] - p[i]) |b[i]|`.
+    """
+    probs = torch.softmax(logits.float(), -1)
+    half = len(bins) // 2
+    left, right = probs[..., :half], probs[..., half + 1 :].flip(-1)
+    return ((right - left) * -bins[:half]).sum(-1)
+
+
+# Bernoulli ---------------------------------------------------------------------------------------------
+
+
+def bernoulli_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (...) of a logit (...) with a soft target in [0, 1] (...)."""
+    return F.binary_cross_entropy_with_logits(logit.float(), target.float(), reduction="none")

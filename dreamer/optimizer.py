@@ -1,0 +1,88 @@
+"""The optimiser: adaptive gradient clipping, then LaProp, with a linear warm-up."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .config import OptimizerConfig
+
+
+class LaProp(torch.optim.Optimizer):
+    """Clips each tensor by its own size, scales by the gradients' RMS, then adds momentum.
+
+    For update n = 0, 1, ... of a parameter p with gradient g, the norms being those of the whole tensor
+    (AGC: Brock et al. 2021; LaProp: Ziyin et al. 2020):
+
+        g  = g / max(1, ||g|| / (clip max(min_norm, ||p||)))
+        v  = beta2 v + (1 - beta2) g^2
+        m  = beta1 m + (1 - beta1) g / (sqrt(v / (1 - beta2^(n+1))) + epsilon)
+        p -= learning_rate min(1, n / warmup) m / (1 - beta1^(n+1))
+
+    So the first update moves nothing. The count of updates is a tensor on the parameters' device, so that a captured
+    update goes on counting.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig):
+        super().__init__(parameters, {})
+        self.config = config
+        params = self._parameters()
+        self.updates = torch.zeros((), dtype=torch.float64, device=params[0].device)
+        for p in params:
+            self.state[p] = {"scale": torch.zeros_like(p), "momentum": torch.zeros_like(p)}
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        """One update of every parameter; returns metrics: the global norms before clipping and the learning rate."""
+        config = self.config
+        params = self._parameters()
+        grads = [p.grad for p in params if p.grad is not None]
+        assert len(grads) == len(params), "a parameter has no gradient: it belongs to no loss"
+        scales = [self.state[p]["scale"] for p in params]
+        momenta = [self.state[p]["momentum"] for p in params]
+
+        grad_norms = torch.stack(torch._foreach_norm(grads))
+        param_norms = torch.stack(torch._foreach_norm(params))
+        limits = config.clip * param_norms.clamp(min=config.min_norm)
+        grads = torch._foreach_div(grads, list((grad_norms / limits).clamp(min=1).unbind()))
+
+        # Powers in float64: 1 - 0.999 loses four digits in float32.
+        debias1 = (1 - config.beta1 ** (self.updates + 1)).float()
+        debias2 = (1 - config.beta2 ** (self.updates + 1)).float()
+        rate = (config.learning_rate * (self.updates / config.warmup).clamp(max=1)).float()
+
+        torch._foreach_mul_(scales, config.beta2)
+        torch._foreach_addcmul_(scales, grads, grads, 1 - config.beta2)
+        denominators = torch._foreach_div(scales, debias2)
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, config.epsilon)
+        torch._foreach_div_(grads, denominators)
+        torch._foreach_lerp_(momenta, grads, 1 - config.beta1)
+        torch._foreach_sub_(params, torch._foreach_mul(momenta, rate / debias1))
+        self.updates += 1
+        return {
+            "gradient_norm": grad_norms.norm(),
+            "parameter_norm": param_norms.norm(),
+            "learning_rate": rate,
+        }
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors only: the count and both moments, in the order of the parameters."""
+        states = [self.state[p] for p in self._parameters()]
+        return {
+            "updates": self.updates,
+            "scale": [state["scale"] for state in states],
+            "momentum": [state["momentum"] for state in states],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:  # type: ignore[override]
+        self.updates.copy_(state["updates"])
+        for name in ("scale", "momentum"):
+            own = [self.state[p][name] for p in self._parameters()]
+            assert len(own) == len(state[name]), "the optimiser state belongs to another model"
+            for target, source in zip(own, state[name]):
+                target.copy_(source)

@@ -1,0 +1,239 @@
+"""Experience: a ring of rows for each environment, and the convention of time that everything else relies on.
+
+A row belongs to one environment at one agent step. It holds what was seen, what was chosen upon it, and what came
+with it:
+
+    row             t                 t+1               t+2
+    observation     o[t]              o[t+1]            o[t+2]
+    reward, flags   arrived with o[t] with o[t+1]       ...
+    latent          after seeing o[t] after o[t+1]      ...
+    action          chosen at o[t] -> leads to o[t+1] -> ...
+
+    episode    | is_first ............. is_last | is_first ....
+    reward     | 0                              | 0
+    action     |                        0       |
+
+A reset is a row of its own. `is_last` ends an episode for whatever reason; `is_terminal` only where the task really
+ended, not at a time limit.
+
+To train on T steps takes T + 1 rows: row 0 gives the latents to start from and the first previous action. `align` is
+the one place that shifts actions against the rest:
+
+    rows            0      1      2     ...   T
+    observation            o[1]   o[2]        o[T]
+    prev_action            a[0]   a[1]        a[T-1]
+    start           latent[0]
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rssm import State
+from .spaces import ObservationSpec
+
+
+class Transition(NamedTuple):
+    """One row of each of N environments."""
+
+    observation: dict[str, Tensor]  # (N, ...)
+    action: Tensor  # (N, A)
+    reward: Tensor  # (N,)
+    is_first: Tensor  # (N,) bool
+    is_last: Tensor  # (N,) bool
+    is_terminal: Tensor  # (N,) bool
+    latent: State  # (N, ...)
+
+
+class Batch(NamedTuple):
+    """B sequences of T steps, aligned for training: `prev_action[t]` led to `observation[t]`."""
+
+    observation: dict[str, Tensor]  # (B, T, ...)
+    prev_action: Tensor  # (B, T, A)
+    reward: Tensor  # (B, T)
+    is_first: Tensor  # (B, T) bool
+    is_last: Tensor  # (B, T) bool
+    is_terminal: Tensor  # (B, T) bool
+    start: State  # (B, ...), before the first step
+
+
+class Window(NamedTuple):
+    """Rows `start` to `start + T` of one stream, counted from the stream's first row ever."""
+
+    stream: int
+    start: int
+
+
+def align(rows: Mapping[str, Tensor], observation_keys: list[str], latent: State) -> Batch:
+    """Shift T + 1 rows (B, T + 1, ...) into T training steps; see the diagram above."""
+    return Batch(
+        observation={key: rows[f"observation/{key}"][:, 1:] for key in observation_keys},
+        prev_action=rows["action"][:, :-1],
+        reward=rows["reward"][:, 1:],
+        is_first=rows["is_first"][:, 1:],
+        is_last=rows["is_last"][:, 1:],
+        is_terminal=rows["is_terminal"][:, 1:],
+        start=latent,
+    )
+
+
+def row_bytes(observation: ObservationSpec, action_width: int, deter: int, stoch: int) -> int:
+    """Bytes that one row takes."""
+    layout = _layout(observation, action_width, deter, stoch)
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values())
+
+
+def _layout(
+    observation: ObservationSpec, action_width: int, deter: int, stoch: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for key in observation.keys:
+        shape, dtype = observation.shape_and_dtype(key)
+        layout[f"observation/{key}"] = (shape, torch.uint8 if dtype.name == "uint8" else getattr(torch, dtype.name))
+    layout["action"] = ((action_width,), torch.float32)
+    layout["reward"] = ((), torch.float32)
+    for flag in ("is_first", "is_last", "is_terminal"):
+        layout[flag] = ((), torch.bool)
+    layout["deter"] = ((deter,), torch.float32)
+    layout["stoch"] = ((stoch,), torch.uint8)  # the class of each one-hot
+    return layout
+
+
+class Replay:
+    """The ring, uniform sampling of windows, and the online queue.
+
+    Args:
+        observation: what a row sees.
+        action_width: A.
+        latent: D, S, K of the latents.
+        streams: N environments, which advance in lock step, one row each.
+        capacity: rows over all streams; the oldest are overwritten.
+        length: T.
+        generator: draws the windows (on the CPU).
+        device: where rows are kept and batches appear.
+    """
+
+    def __init__(
+        self,
+        observation: ObservationSpec,
+        action_width: int,
+        latent: tuple[int, int, int],
+        streams: int,
+        capacity: int,
+        length: int,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ):
+        self.keys = observation.keys
+        self.classes = latent[2]
+        self.streams = streams
+        self.length = length
+        self.rows = capacity // streams  # the ring's length in each stream
+        if self.rows <= length:
+            raise ValueError(
+                f"a replay of {capacity} rows holds {self.rows} for each of {streams} environments; a sequence takes "
+                f"{length + 1}: raise replay.capacity to at least {streams * (length + 1)}"
+            )
+        self.generator = generator
+        self.device = torch.device(device)
+        self.data = {
+            key: torch.zeros(streams, self.rows, *shape, dtype=dtype, device=device)
+            for key, (shape, dtype) in _layout(observation, action_width, *latent[:2]).items()
+        }
+        self.count = 0  # rows of each stream ever added
+        self.queue: deque[Window] = deque()
+
+    @property
+    def oldest(self) -> int:
+        """The first row of each stream that is still held."""
+        return max(0, self.count - self.rows)
+
+    @property
+    def starts(self) -> int:
+        """How many windows of T + 1 rows lie in the ring, over all streams."""
+        return self.streams * max(0, self.count - self.oldest - self.length)
+
+    def add(self, transition: Transition) -> None:
+        """Append one row to every stream."""
+        now, before = self.count % self.rows, (self.count - 1) % self.rows
+        if self.count:
+            # A run that stopped in mid-episode goes on with a reset: the row before it ends an episode too.
+            self.data["is_last"][:, before] |= transition.is_first.to(self.device)
+        values: dict[str, Tensor] = {f"observation/{key}": transition.observation[key] for key in self.keys}
+        values |= {name: getattr(transition, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")}
+        values |= {"deter": transition.latent.deter, "stoch": transition.latent.stoch.argmax(-1)}
+        for key, value in values.items():
+            self.data[key][:, now] = value.to(self.device)
+        self.count += 1
+        # Disjoint windows: overlapping ones would crowd out uniform sampling.
+        if self.count % (self.length + 1) == 0:
+            self.queue.extend(Window(stream, self.count - self.length - 1) for stream in range(self.streams))
+
+    def sample(self, batch: int) -> tuple[Batch, list[Window]]:
+        """B sequences: first each fresh window once, then uniformly over all start positions."""
+        assert self.starts > 0, "sampled from a replay without a whole sequence"
+        windows = self._draw(batch)
+        streams = torch.tensor([window.stream for window in windows], device=self.device).unsqueeze(1)
+        times = self._times(windows)
+        rows = {key: values[streams, times] for key, values in self.data.items() if key not in ("deter", "stoch")}
+        first = times[:, 0]
+        stoch = self.data["stoch"][streams[:, 0], first].long()
+        latent = State(self.data["deter"][streams[:, 0], first], F.one_hot(stoch, self.classes).float())
+        return align(rows, self.keys, latent), windows
+
+    def _draw(self, batch: int) -> list[Window]:
+        windows: list[Window] = []
+        while self.queue and len(windows) < batch:
+            window = self.queue.popleft()
+            if window.start >= self.oldest:
+                windows.append(window)
+        positions = torch.randint(self.starts, (batch - len(windows),), generator=self.generator)
+        per_stream = self.starts // self.streams
+        windows.extend(Window(p // per_stream, self.oldest + p % per_stream) for p in positions.tolist())
+        return windows
+
+    def _times(self, windows: list[Window]) -> Tensor:
+        """Places in the ring (B, T + 1) of the rows of some windows."""
+        starts = torch.tensor([window.start for window in windows], device=self.device)
+        return (starts.unsqueeze(1) + torch.arange(self.length + 1, device=self.device)) % self.rows
+
+    def refresh(self, windows: list[Window], latent: State) -> None:
+        """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
+
+        Windows may overlap; then the last one counts. So they are written in order, one by one.
+        """
+        deter, stoch = latent.deter.to(self.device), latent.stoch.argmax(-1).to(self.device, torch.uint8)
+        for i, (window, times) in enumerate(zip(windows, self._times(windows)[:, 1:])):
+            self.data["deter"][window.stream].index_copy_(0, times, deter[i])
+            self.data["stoch"][window.stream].index_copy_(0, times, stoch[i])
+
+    # Saving --------------------------------------------------------------------------------------------
+
+    def export_rows(self, start: int) -> dict[str, Tensor]:
+        """Copies of all that never changes of rows `start`.. of every stream: {key: (N, rows, ...)}."""
+        return {key: values for key, values in self._export(start).items() if key not in ("deter", "stoch")}
+
+    def export_latents(self) -> dict[str, Tensor]:
+        """Copies of the latents of every row held, oldest first: {key: (N, rows, ...)}."""
+        return {key: values for key, values in self._export(self.oldest).items() if key in ("deter", "stoch")}
+
+    def _export(self, start: int) -> dict[str, Tensor]:
+        places = torch.arange(start, self.count, device=self.device) % self.rows
+        return {key: values[:, places].cpu() for key, values in self.data.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the rows themselves."""
+        return {"count": self.count, "queue": [list(window) for window in self.queue]}
+
+    def load(self, state: dict[str, Any], rows: dict[str, Tensor], latents: dict[str, Tensor]) -> None:
+        """Restore: `rows` and `latents` end at row `count` of `state`, oldest first, each (N, rows, ...)."""
+        self.count = int(state["count"])
+        self.queue = deque(Window(*window) for window in state["queue"])
+        for key, values in (rows | latents).items():
+            kept = min(values.shape[1], self.rows)
+            places = torch.arange(self.count - kept, self.count, device=self.device) % self.rows
+            self.data[key][:, places] = values[:, values.shape[1] - kept :].to(self.device)
