@@ -1,0 +1,1 @@
+"""DreamerV3: learn a world model, and a policy inside it."""

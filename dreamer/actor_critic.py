@@ -103,26 +103,25 @@ class Actor(nn.Module):
 
 
 def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, trace: Tensor | float) -> Tensor:
-    """Bootstrapped lambda returns (paper eq. 7):
+    """Bootstrapped lambda returns (paper eq. 7), time first:
 
         ret[t] = reward[t+1] + discount[t+1] * ((1 - trace[t+1]) * value[t+1] + trace[t+1] * ret[t+1])
         ret[H] = value[H]
 
     Args:
-        reward, discount, value: (..., H), their last axis holding times 1..H.
-        trace: lambda, a number or (..., H) for times 1..H; 0 where the trajectory is cut.
+        reward, discount, value: (H, ...), for times 1..H.
+        trace: lambda, a number or (H, ...) for times 1..H; 0 where the trajectory is cut.
 
     Returns:
-        (..., H), for times 0..H-1.
+        (H, ...), for times 0..H-1.
     """
-    trace = torch.as_tensor(trace, device=reward.device).expand_as(reward)
     fixed = reward + discount * (1 - trace) * value
     carried = discount * trace
-    result, returns = value[..., -1], []
-    for t in reversed(range(reward.shape[-1])):
-        result = fixed[..., t] + carried[..., t] * result
+    result, returns = value[-1], []
+    for t in reversed(range(len(reward))):
+        result = fixed[t] + carried[t] * result
         returns.append(result)
-    return torch.stack(returns[::-1], -1)
+    return torch.stack(returns[::-1])
 
 
 class ReturnScale(NamedTuple):
@@ -163,43 +162,42 @@ class ActorCritic(nn.Module):
         self.register_buffer("return_high", torch.zeros(()))
         self.register_buffer("bins", dist.twohot_bins(), persistent=False)
 
-    def value(self, feature: Tensor) -> Tensor:
-        """Expected return (...) of features (..., F)."""
-        return dist.twohot_mean(self.critic(feature), self.bins)
+    def evaluate(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """The critic's logits (..., 255) for features (..., F), and their mean, the value (...), without gradient."""
+        logits = self.critic(feature)
+        return logits, dist.twohot_mean(logits.detach(), self.bins)
 
     def imagined_losses(
         self, feature: Tensor, action: Tensor, reward: Tensor, continuation: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, ReturnScale, dict[str, Tensor]]:
-        """Losses of N imagined trajectories.
+        """Losses of N imagined trajectories, time first.
 
         Args:
-            feature: (N, H + 1, F) without gradient.
-            action: (N, H + 1, A), chosen at each state.
-            reward, continuation: (N, H + 1), predicted at each state, without gradient.
+            feature: (H + 1, N, F) without gradient.
+            action: (H + 1, N, A), chosen at each state.
+            reward, continuation: (H + 1, N), predicted at each state, without gradient.
 
         Returns:
-            Losses (N,), means over the H steps; the returns (N, H); the updated return scale, which the caller
+            Losses (N,), means over the H steps; the returns (H, N); the updated return scale, which the caller
             keeps by `keep_scale`; and metrics.
         """
         config = self.config
-        logits = self.critic(feature)
-        value = dist.twohot_mean(logits.detach(), self.bins)
-        returns = lambda_return(reward[:, 1:], continuation[:, 1:], value[:, 1:], config.trace)
+        logits, value = self.evaluate(feature)
+        returns = lambda_return(reward[1:], continuation[1:], value[1:], config.trace)
         # The first continue counts too: an imagined trajectory that starts at an end teaches nothing.
-        weight = continuation.cumprod(1)[:, :-1]
-
+        weight = continuation.cumprod(0)[:-1]
         scale = ReturnScale(self.return_low, self.return_high).updated(returns, config)
-        advantage = (returns - value[:, :-1]) / scale.divisor(config)
-        policy = self.actor(feature[:, :-1])
-        log_prob, entropy = self.actor.log_prob(policy, action[:, :-1]), self.actor.entropy(policy)
+        advantage = (returns - value[:-1]) / scale.divisor(config)
+
+        actor_loss, entropy = self.actor_loss(feature[:-1], action[:-1], advantage)
         losses = {
-            "actor": (weight * -(log_prob * advantage + config.entropy * entropy)).mean(1),
-            "critic": (weight * self._critic_loss(logits[:, :-1], feature[:, :-1], returns)).mean(1),
+            "actor": (weight * actor_loss).mean(0),
+            "critic": (weight * self.critic_loss(logits[:-1], feature[:-1], returns)).mean(0),
         }
         metrics = {
             "advantage": advantage.mean(),
             "advantage_magnitude": advantage.abs().mean(),
-            "entropy": entropy.detach().mean(),
+            "entropy": entropy,
             "reward": reward.mean(),
             "continuation": continuation.mean(),
             "return": returns.mean(),
@@ -221,16 +219,25 @@ class ActorCritic(nn.Module):
             reward, is_last, is_terminal: (B, T).
             bootstrap: (B, T), the imagined return from each state.
         """
+        logits, value = self.evaluate(feature)
         discount = (~is_terminal).float() * self.discount
         trace = (~is_last).float() * self.config.trace
-        returns = lambda_return(reward[:, 1:], discount[:, 1:], bootstrap[:, 1:], trace[:, 1:])
-        feature = feature[:, :-1]
-        loss = self._critic_loss(self.critic(feature), feature, returns)
-        # At the last step of an episode the next row is a reset: there is no return to learn.
+        returns = lambda_return(reward.T[1:], discount.T[1:], bootstrap.T[1:], trace.T[1:])
+        # The last step of a sequence has no return; it takes part in the product and is dropped from the loss.
+        padded = torch.cat([returns, value.T[-1:]]).T
+        loss = self.critic_loss(logits, feature, padded)[:, :-1]
+        # After the last step of an episode comes a reset: there is no return to learn.
         return {"replay_critic": (~is_last[:, :-1]).float() * loss}
 
-    def _critic_loss(self, logits: Tensor, feature: Tensor, returns: Tensor) -> Tensor:
-        """Cross-entropy with the returns, and with the slow critic's prediction as a regulariser."""
+    def actor_loss(self, feature: Tensor, action: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+        """REINFORCE with an entropy bonus (...), before the weight (paper eq. 8), and the mean entropy ()."""
+        policy = self.actor(feature)
+        entropy = self.actor.entropy(policy)
+        loss = -(self.actor.log_prob(policy, action) * advantage + self.config.entropy * entropy)
+        return loss, entropy.detach().mean()
+
+    def critic_loss(self, logits: Tensor, feature: Tensor, returns: Tensor) -> Tensor:
+        """Cross-entropy (...) with the returns, and with the slow critic's prediction as a regulariser."""
         with torch.no_grad():
             slow = dist.twohot_mean(self.slow_critic(feature), self.bins)
         regularizer = self.config.slow_regularizer * dist.twohot_loss(logits, slow, self.bins)

@@ -1,9 +1,6 @@
 """The agent: acting, and the update that trains everything. The one place that compiles and chooses precision."""
 
-import shutil
-import sysconfig
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +29,7 @@ class Agent:
     Args:
         config: settings; `config.seed` determines the parameters and all random numbers.
         observation, action: the environment's spaces.
-        device, dtype: where it runs and in which precision its products are; see `choose_device`, `choose_dtype`.
+        device, dtype: where it runs and in which precision its products are; see `machine`.
     """
 
     def __init__(
@@ -82,7 +79,7 @@ class Agent:
         is_last: Tensor,
         memory: Memory,
         greedy: bool = False,
-    ) -> tuple[Tensor, Memory]:
+    ) -> Memory:
         """Choose the next actions of N environments.
 
         Args:
@@ -93,7 +90,7 @@ class Agent:
             greedy: the most likely action instead of a sample.
 
         Returns:
-            Flat actions (N, A) and the memory that holds them, with the posterior of this observation.
+            The new memory: the flat actions (N, A) and the posterior of this observation.
         """
         if self._recurrence is None:
             self._recurrence = self.world_model.rssm.recurrence()
@@ -105,7 +102,7 @@ class Agent:
             self._recurrence, memory, moved, is_first.to(self.device), uniform, noise
         )
         action = (likely if greedy else sampled) * (~is_last.to(self.device)).unsqueeze(-1)
-        return action, Memory(state, action)
+        return Memory(state, action)
 
     def _policy(
         self,
@@ -163,7 +160,7 @@ class Agent:
         )
         losses |= {name: loss.unflatten(0, (size, length)) for name, loss in behavior_losses.items()}
         losses |= actor_critic.replay_losses(
-            feature, batch.reward, batch.is_last, batch.is_terminal, returns[:, 0].unflatten(0, (size, length))
+            feature, batch.reward, batch.is_last, batch.is_terminal, returns[0].unflatten(0, (size, length))
         )
 
         total, means = total_loss(losses, self.config.losses, (size, length))
@@ -184,20 +181,39 @@ class Agent:
 
     # Compiling -----------------------------------------------------------------------------------------
 
-    def compile(self) -> None:
-        """Replace the functions that do the work by compiled ones, the steps of sequences rather than sequences."""
-        rssm = self.world_model.rssm
-        for owner, name in (
+    def _work(self) -> list[tuple[Any, str]]:
+        """The functions that do the work, each the step of a sequence rather than the sequence."""
+        return [
             (self, "_policy"),
             (self.world_model.encoder, "forward"),
-            (rssm, "observe_step"),
+            (self.world_model.rssm, "observe_step"),
             (self.world_model, "losses"),
             (self.imagination, "step"),
             (self.world_model, "outcome"),
-            (self.actor_critic, "imagined_losses"),
-            (self.actor_critic, "replay_losses"),
-        ):
+            (self.actor_critic, "evaluate"),
+            (self.actor_critic, "actor_loss"),
+            (self.actor_critic, "critic_loss"),
+        ]
+
+    def compile(self) -> None:
+        """Shadow each of these functions by a compiled one; parameters and the names of checkpoints stay as they are."""
+        for owner, name in self._work():
             setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False, fullgraph=True))
+
+    def uncompile(self) -> None:
+        """Back to eager."""
+        for owner, name in self._work():
+            vars(owner).pop(name, None)
+
+    def warm_up(self, batch: Batch, environments: int) -> None:
+        """Run everything that is compiled once, forward and backward, and leave no trace in the agent."""
+        before = self.generator.get_state()
+        self.loss(batch)[0].backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        observation = {key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous() for key, value in batch.observation.items()}
+        flags = torch.zeros(environments, dtype=torch.bool)
+        self.act(observation, flags, flags, self.start(environments))
+        self.generator.set_state(before)
 
     # Saving --------------------------------------------------------------------------------------------
 
@@ -234,40 +250,3 @@ def total_loss(
     means = {name: loss.mean() for name, loss in losses.items()}
     total = torch.stack([named[groups[name]] * mean for name, mean in means.items()]).sum()
     return total, means | {"total": total}
-
-
-class DeviceError(ValueError):
-    """A device that this machine does not have."""
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one.
-
-    Raises:
-        DeviceError: the named device is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise DeviceError(f"this machine has no {name} device that torch can use; use --device {there}")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def why_not_compile(device: torch.device) -> str | None:
-    """What keeps torch.compile from working here, in words, or None: Inductor builds C++ for CPUs, Triton for GPUs."""
-    if device.type == "mps":
-        return "torch.compile does not support mps well"
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
-        return "no C++ compiler was found (Debian: apt-get install g++)"
-    if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return "Python's headers were not found (Debian: apt-get install python3-dev)"
-    return None

@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from .errors import UserMistake
 
-class ConfigError(ValueError):
+
+class ConfigError(UserMistake):
     """A setting that cannot be; the message names it, what is allowed and what to do."""
 
 
@@ -156,14 +158,20 @@ def make_config(task: str, *, size: str | None = None, settings: Iterable[str] =
         ConfigError: an unknown key (the nearest real one is named), a value of the wrong type or out of range.
     """
     protocol = PROTOCOLS.get(task.split("/", 1)[0], {})
-    given = {key: value for key, value in given.items() if value is not None}
-    config = replace(Config(task=task), **(protocol | given))
+    config = replace(Config(task=task), **protocol)
+    return amend(config, size=size or config.size, settings=settings, **given)
+
+
+def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = (), **given: Any) -> Config:
+    """`config` with what the user gave on top of it; arguments and errors as for `make_config`."""
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
     pairs = [_split(setting) for setting in settings]
     # The size comes first, so that single widths can be set on top of it.
     for key, text in pairs:
         size = text if key == "size" else size
-    config = _with(config, "size", size or config.size)
-    config = replace(config, model=replace(config.model, **SIZES[config.size]))
+    if size is not None:
+        _check("size", size)
+        config = replace(config, size=size, model=replace(config.model, **SIZES[size]))
     for key, text in pairs:
         if key != "size":
             config = _with(config, key, text)

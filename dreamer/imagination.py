@@ -17,10 +17,10 @@ class Noise(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """States 0..H of each rollout, the first being where it started, and the action chosen at each."""
+    """States 0..H of each rollout, the first being where it started, and the action chosen at each; time first."""
 
-    feature: Tensor  # (N, H + 1, F) in compute precision
-    action: Tensor  # (N, H + 1, A)
+    feature: Tensor  # (H + 1, N, F) in compute precision
+    action: Tensor  # (H + 1, N, A)
 
 
 class Imagination:
@@ -52,4 +52,4 @@ class Imagination:
             features.append(feature)
             actions.append(action)
         feature, action = self.act(state, noise.action[-1])
-        return Trajectory(torch.stack([*features, feature], 1), torch.stack([*actions, action], 1))
+        return Trajectory(torch.stack([*features, feature]), torch.stack([*actions, action]))

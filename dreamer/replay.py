@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import UserMistake
 from .rssm import State
 from .spaces import ObservationSpec
 
@@ -134,14 +135,15 @@ class Replay:
         self.length = length
         self.rows = capacity // streams  # the ring's length in each stream
         if self.rows <= length:
-            raise ValueError(
+            raise UserMistake(
                 f"a replay of {capacity} rows holds {self.rows} for each of {streams} environments; a sequence takes "
                 f"{length + 1}: raise replay.capacity to at least {streams * (length + 1)}"
             )
         self.generator = generator
         self.device = torch.device(device)
         self.data = {
-            key: torch.zeros(streams, self.rows, *shape, dtype=dtype, device=device)
+            # Not zeros: memory that was never written costs nothing yet.
+            key: torch.empty(streams, self.rows, *shape, dtype=dtype, device=device)
             for key, (shape, dtype) in _layout(observation, action_width, *latent[:2]).items()
         }
         self.count = 0  # rows of each stream ever added
@@ -150,7 +152,11 @@ class Replay:
     @property
     def oldest(self) -> int:
         """The first row of each stream that is still held."""
-        return max(0, self.count - self.rows)
+        return self.oldest_at(self.count)
+
+    def oldest_at(self, count: int) -> int:
+        """The first row of each stream that is held once `count` were added."""
+        return max(0, count - self.rows)
 
     @property
     def starts(self) -> int:
@@ -184,6 +190,12 @@ class Replay:
         stoch = self.data["stoch"][streams[:, 0], first].long()
         latent = State(self.data["deter"][streams[:, 0], first], F.one_hot(stoch, self.classes).float())
         return align(rows, self.keys, latent), windows
+
+    def blank(self, batch: int) -> Batch:
+        """A batch of zeros, in all else like one that is sampled."""
+        rows = {key: values.new_zeros(batch, self.length + 1, *values.shape[2:]) for key, values in self.data.items()}
+        stoch = F.one_hot(rows["stoch"][:, 0].long(), self.classes).float()
+        return align(rows, self.keys, State(rows["deter"][:, 0].contiguous(), stoch))
 
     def _draw(self, batch: int) -> list[Window]:
         windows: list[Window] = []
@@ -237,3 +249,6 @@ class Replay:
             kept = min(values.shape[1], self.rows)
             places = torch.arange(self.count - kept, self.count, device=self.device) % self.rows
             self.data[key][:, places] = values[:, values.shape[1] - kept :].to(self.device)
+        # Rows are saved once, so a flag that `add` set afterwards is derived again.
+        places = torch.arange(self.oldest, self.count, device=self.device) % self.rows
+        self.data["is_last"][:, places[:-1]] |= self.data["is_first"][:, places[1:]]

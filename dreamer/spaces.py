@@ -13,8 +13,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from .errors import UserMistake
 
-class SpaceError(ValueError):
+
+class SpaceError(UserMistake):
     """A space that the agent cannot take; the message says which and what would do."""
 
 

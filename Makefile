@@ -1,0 +1,40 @@
+# make train     virtual environment, install, train.  Variables: ENV, ARGS
+# make test      virtual environment, install, tests.  Variables: PYTEST_ARGS
+# make lint      style and types
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ENV ?= atari/pong
+ARGS ?=
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: install train test lint clean
+
+train: $(VENV)/installed
+	$(BIN)/dreamer train --env $(ENV) $(ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+# torch first: left to itself pip takes the newest build, with gigabytes of CUDA packages.
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

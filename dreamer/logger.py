@@ -1,0 +1,200 @@
+"""What a run leaves for people to look at: TensorBoard curves, the same as JSON lines, one line of progress."""
+
+import json
+import math
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from .config import Config
+from .train import Counters, Rows
+
+QUIET_SECONDS = 10.0  # between plain lines, where there is no terminal
+
+
+class Curves:
+    """Scalars against environment frames, in `metrics.jsonl` and for TensorBoard.
+
+    Continuing at a frame drops what an interrupted run wrote after it.
+    """
+
+    def __init__(self, folder: Path, frames: int):
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _frames_of(line) <= frames]
+            path.write_text("".join(line + "\n" for line in lines))
+        self._file = path.open("a")
+        self._writer = SummaryWriter(str(folder), purge_step=frames + 1 if frames else None, max_queue=100)
+
+    def add(self, scalars: dict[str, float], frames: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, frames)
+        # JSON has no NaN; a value that is missing says as much.
+        values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({"frames": frames, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def _frames_of(line: str) -> float:
+    try:
+        return json.loads(line)["frames"]
+    except (ValueError, KeyError):
+        return math.inf  # a line cut short by a crash
+
+
+class Terminal:
+    """One line that is rewritten in a terminal; plain lines now and then elsewhere."""
+
+    def __init__(self, stream: TextIO = sys.stderr):
+        self._stream = stream
+        self._live = stream.isatty()
+        self._shown = 0  # characters of the live line
+        self._last = -math.inf
+        self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        with self._lock:
+            self._clear()
+            print(text, file=self._stream, flush=True)
+            self._last = time.monotonic()
+
+    def progress(self, text: str) -> None:
+        """The live line; elsewhere a plain line, but not too often."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < (0.2 if self._live else QUIET_SECONDS):
+                return
+            self._clear()
+            self._stream.write(text if self._live else text + "\n")
+            self._stream.flush()
+            self._shown = len(text) if self._live else 0
+            self._last = now
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._stream.write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Say what takes long, and go on saying so while it does."""
+        self.say(f"{text} ...")
+        done = threading.Event()
+        started = time.monotonic()
+
+        def remind() -> None:
+            while not done.wait(QUIET_SECONDS):
+                self.say(f"{text} ... ({time.monotonic() - started:.0f} s)")
+
+        thread = threading.Thread(target=remind, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+class Logger:
+    """Watches a run (`train.Observer`) and writes what it sees.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        terminal: for progress.
+        counters: where the run begins or goes on.
+    """
+
+    def __init__(self, folder: Path, config: Config, terminal: Terminal, counters: Counters):
+        self._config = config
+        self._terminal = terminal
+        self._curves = Curves(folder, counters.rows * config.repeat)
+        self._scores = np.zeros(config.envs)
+        self._lengths = np.zeros(config.envs, int)
+        self._recent: deque[float] = deque(maxlen=10)
+        self._episodes = 0
+        self._sums: dict[str, torch.Tensor] = {}
+        self._updates = 0
+        now = time.monotonic()
+        self._begin = (now, counters.rows)
+        self._mark = (now, counters.rows, counters.updates)
+
+    def rows(self, rows: Rows, counters: Counters) -> None:
+        """Count scores and lengths; at the end of an episode write them down."""
+        self._scores = np.where(rows.is_first, 0.0, self._scores + rows.reward)
+        self._lengths = np.where(rows.is_first, 0, self._lengths + 1)
+        frames = counters.rows * self._config.repeat
+        for i in np.flatnonzero(rows.is_last):
+            self._episodes += 1
+            self._recent.append(float(self._scores[i]))
+            length = float(self._lengths[i] * self._config.repeat)
+            self._curves.add({"episode/score": self._recent[-1], "episode/length_frames": length}, frames)
+        self._terminal.progress(self._line(counters))
+        if time.monotonic() - self._mark[0] > self._config.run.log_seconds:
+            self.flush(counters)
+
+    def update(self, metrics: dict[str, torch.Tensor], counters: Counters) -> None:
+        """Add up the metrics of an update, on the device: reading each would make a GPU wait."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._updates += 1
+        self._terminal.progress(self._line(counters))
+
+    def flush(self, counters: Counters) -> None:
+        """Write down the means of all updates since the last time, and speeds."""
+        now = time.monotonic()
+        seconds = max(now - self._mark[0], 1e-9)
+        rows, updates = counters.rows - self._mark[1], counters.updates - self._mark[2]
+        scalars = {}
+        if self._updates:
+            names = list(self._sums)
+            means = torch.stack([self._sums[name].float() for name in names]).cpu() / self._updates
+            scalars = dict(zip(names, means.tolist()))
+        scalars |= {
+            "speed/updates_per_second": updates / seconds,
+            "speed/agent_steps_per_second": rows / seconds,
+            "speed/updates": float(counters.updates),
+        }
+        self._curves.add(scalars, counters.rows * self._config.repeat)
+        self._sums, self._updates = {}, 0
+        self._mark = (now, counters.rows, counters.updates)
+
+    def close(self, counters: Counters) -> None:
+        self.flush(counters)
+        self._terminal.say(self._line(counters))
+        self._curves.close()
+
+    def _line(self, counters: Counters) -> str:
+        frames, goal = counters.rows * self._config.repeat, self._config.frames
+        parts = [f"{frames:,} of {goal:,} frames", f"{counters.updates:,} updates", f"{self._episodes:,} episodes"]
+        if self._recent:
+            parts.append(f"last score {self._recent[-1]:.6g}, mean of {len(self._recent)}: {np.mean(self._recent):.6g}")
+        started, rows = self._begin
+        elapsed, done = time.monotonic() - started, counters.rows - rows
+        if done and elapsed > 1:
+            rate = done / elapsed
+            parts.append(f"{rate:.1f} steps/s")
+            parts.append(f"{_duration((goal - frames) / self._config.repeat / rate)} left")
+        return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(0, round(seconds / 60))
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours / 24:.0f} days"

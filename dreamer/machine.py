@@ -1,0 +1,89 @@
+"""What this machine can do: device, precision, compiler, memory."""
+
+import ctypes
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from .errors import UserMistake
+
+
+class MachineError(UserMistake):
+    """Something asked for that this machine does not have."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one.
+
+    Raises:
+        MachineError: the named device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = " or ".join(kind for kind, is_there in available.items() if is_there)
+        raise MachineError(f"this machine has no {name} device that torch can use; give --device {there}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where matrix products are fast in it, else float32."""
+    if name == "auto":
+        name = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU, or a CPU's AMX or AVX512-BF16 units, multiply bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Private in torch 2.11 to 2.13, public nowhere yet.
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def why_not_compile(device: torch.device) -> str | None:
+    """What keeps torch.compile from working here, in words, or None: Inductor builds C++ for CPUs, Triton for GPUs."""
+    if device.type == "mps":
+        return "torch.compile does not support mps well"
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        return "no C++ compiler was found (Debian: apt-get install g++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers were not found (Debian: apt-get install python3-dev)"
+    return None
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next update, instead of giving it back and faulting it in again.
+
+    The tensors of an update are large, so each would be a mapping of its own, filled with zero pages at every use.
+    """
+    if sys.platform != "linux":
+        return
+    mmap_threshold, trim_threshold = -3, -1  # names of malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+    except (OSError, AttributeError):
+        pass  # another C library, which does as it likes
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's if that is less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30  # Windows does not tell; assume a small machine
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):
+            continue
+    return total

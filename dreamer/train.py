@@ -1,0 +1,126 @@
+"""The training loop."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from .agent import Agent
+from .config import Config
+from .replay import Replay, Transition
+
+
+class Rows(Protocol):
+    """One row of each of N environments; what they are is drawn in `replay`."""
+
+    @property
+    def observation(self) -> dict[str, np.ndarray]: ...  # (N, ...)
+    @property
+    def reward(self) -> np.ndarray: ...  # (N,) float32
+    @property
+    def is_first(self) -> np.ndarray: ...  # (N,) bool
+    @property
+    def is_last(self) -> np.ndarray: ...  # (N,) bool
+    @property
+    def is_terminal(self) -> np.ndarray: ...  # (N,) bool
+
+
+class Environments(Protocol):
+    """N environments that advance in lock step, one act, one row; a reset is a row of its own."""
+
+    def __len__(self) -> int: ...
+
+    def step(self, actions: dict[str, np.ndarray]) -> Rows: ...
+
+
+class Observer(Protocol):
+    """Whoever watches: it is told what happened and changes nothing."""
+
+    def rows(self, rows: Rows, counters: "Counters") -> None: ...
+
+    def update(self, metrics: dict[str, torch.Tensor], counters: "Counters") -> None: ...
+
+
+@dataclass
+class Counters:
+    """How far a run is."""
+
+    rows: int = 0  # agent steps of all environments, resets included
+    updates: int = 0
+    owed: float = 0.0  # replayed steps that are due but make no whole update yet
+
+
+class Schedule:
+    """When to learn: `ratio` replayed steps for each row, in updates of B * T steps.
+
+    The first update comes with the first B * T start positions. Nothing is owed for rows before it.
+    """
+
+    def __init__(self, config: Config, counters: Counters):
+        self.steps = config.replay.batch * config.replay.length
+        self.ratio = config.ratio
+        self.counters = counters
+
+    def due(self, rows: int, starts: int) -> int:
+        """Updates due after so many new rows, with so many start positions in the replay."""
+        if self.counters.updates == 0:
+            return int(starts >= self.steps)
+        self.counters.owed += rows * self.ratio
+        updates = int(self.counters.owed // self.steps)
+        self.counters.owed -= updates * self.steps
+        return updates
+
+
+def train(
+    config: Config,
+    agent: Agent,
+    environments: Environments,
+    replay: Replay,
+    counters: Counters,
+    observer: Observer,
+    save: Callable[[], None],
+    save_due: Callable[[], bool],
+    stopped: Callable[[], bool],
+) -> None:
+    """Collect and learn, in turns, until `config.frames` are seen or `stopped` says so."""
+    count = len(environments)
+    schedule = Schedule(config, counters)
+    memory = agent.start(count)
+    actions = memory.action.cpu().numpy()
+    while counters.rows * config.repeat < config.frames and not stopped():
+        rows = environments.step(agent.action_spec.to_environment(actions))
+        seen = tensors(rows)
+        memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
+        replay.add(Transition(**seen, action=memory.action, latent=memory.state))
+        # Fetched before learning: a GPU then learns while the environments step.
+        actions = memory.action.cpu().numpy()
+        counters.rows += count
+        observer.rows(rows, counters)
+
+        for _ in range(schedule.due(count, replay.starts)):
+            batch, windows = replay.sample(config.replay.batch)
+            metrics, posterior = agent.update(batch)
+            replay.refresh(windows, posterior)
+            counters.updates += 1
+            observer.update(metrics, counters)
+
+        if save_due():
+            save()
+
+
+def tensors(rows: Rows) -> dict[str, Any]:
+    """The fields of some rows as tensors that share their memory."""
+    return {
+        "observation": {key: torch.from_numpy(value) for key, value in rows.observation.items()},
+        "reward": torch.from_numpy(rows.reward),
+        "is_first": torch.from_numpy(rows.is_first),
+        "is_last": torch.from_numpy(rows.is_last),
+        "is_terminal": torch.from_numpy(rows.is_terminal),
+    }
+
+
+def progress(counters: Counters, agent: Agent) -> dict[str, Any]:
+    """All that `resume` needs besides the replay."""
+    return {"counters": asdict(counters), "agent": agent.state_dict()}

@@ -1,0 +1,27 @@
+"""Environments with one interface: `make("atari/pong")` is a Gymnasium environment with spaces as in `adapt`.
+
+Nothing here knows of the agent. The engines of a suite are imported when one of its tasks is made.
+"""
+
+from .adapt import Adapt
+from .check import check
+from .errors import TaskError
+from .registry import Suite, make, suites
+from .saving import can_save_state
+from .vector import Rows, Vector
+
+# For an importer to see that it got this package, since others go by the same name.
+PROJECT = "dreamer"
+
+__all__ = [
+    "PROJECT",
+    "Adapt",
+    "Rows",
+    "Suite",
+    "TaskError",
+    "Vector",
+    "can_save_state",
+    "check",
+    "make",
+    "suites",
+]

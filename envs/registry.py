@@ -1,0 +1,130 @@
+"""Tasks by name."""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import atari, dmc, foreign
+from .adapt import Adapt
+from .errors import TaskError, did_you_mean
+
+# What `make` itself takes, beside the options of a suite.
+COMMON = ("repeat", "seed")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A family of tasks, named SUITE/NAME. Its options are the keyword arguments of `make`.
+
+    names: lists its tasks; raises TaskError where the package that has them is missing.
+    """
+
+    name: str
+    description: str
+    make: Callable[..., Adapt]
+    names: Callable[[], list[str]]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its own options with their defaults."""
+        return {
+            name: parameter.default
+            for name, parameter in self._parameters().items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in COMMON
+        }
+
+    @property
+    def takes_any_option(self) -> bool:
+        """Whether unknown options are handed on to what makes the environment."""
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters().values())
+
+    @property
+    def repeat(self) -> int | None:
+        """The usual number of frames per step; None where it is the environment's own."""
+        return self._parameters()["repeat"].default
+
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.make).parameters)
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite("atari", "Atari games, the protocol of 200 million frames", atari.make_atari, atari.names),
+        Suite(
+            "atari100k", "Atari games, the protocol of 400 thousand frames", atari.make_atari100k, atari.names
+        ),
+        Suite("dmc", "DeepMind Control Suite, vector observations", dmc.make_dmc, dmc.names),
+        Suite("dmc_vision", "DeepMind Control Suite, camera images", dmc.make_dmc_vision, dmc.names),
+        Suite("gym", "any registered Gymnasium id, or MODULE:ID", foreign.make_gym, foreign.names),
+    )
+}
+CUSTOM = Suite("MODULE", "your own, as package.module:factory", foreign.make_custom, list)
+
+
+def suites() -> dict[str, Suite]:
+    """The suites by name. Beside these, `make` takes package.module:factory for a user's own environment."""
+    return dict(SUITES)
+
+
+def make(task: str, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
+    """The environment of a task, with the spaces that `adapt` describes.
+
+    task: SUITE/NAME, or package.module:factory, a callable that returns a gymnasium.Env. repeat: frames per
+    step, the suite's own if None. seed: for the first reset, unless that is given one. options: see `suites`.
+
+    Raises TaskError with one plain sentence for whatever the caller can mend.
+    """
+    suite, name = _find(task)
+    known = suite.options
+    for option, value in options.items():
+        if option in known:
+            _check_type(option, value, known[option])
+        elif not suite.takes_any_option:
+            allowed = f"it has {', '.join(known)}" if known else "it has none"
+            raise TaskError(
+                f"{suite.name} tasks have no option '{option}' ({allowed}).{did_you_mean(option, known)}"
+            )
+    if repeat is not None:
+        if type(repeat) is not int or repeat < 1:
+            raise TaskError(f"repeat={repeat!r} is not possible: use a whole number from 1.")
+        options["repeat"] = repeat
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise TaskError(f"seed={seed!r} is not possible: use a whole number from 0.")
+    return suite.make(name, seed=seed, **options)
+
+
+def _find(task: str) -> tuple[Suite, str]:
+    head, slash, name = task.partition("/")
+    if head in SUITES and name:
+        return SUITES[head], name
+    if head in SUITES:
+        example = {"gym": "CartPole-v1", "dmc": "walker_walk", "dmc_vision": "walker_walk"}.get(head, "pong")
+        raise TaskError(f"'{task}' names no task: use {head}/NAME, as in {head}/{example}.")
+    if re.fullmatch(r"\w[\w.]*:\w+", task):
+        return CUSTOM, task
+    forms = f"use SUITE/NAME with SUITE one of {', '.join(SUITES)}, or package.module:factory."
+    full_names = [f"{suite.name}/{known}" for suite in SUITES.values() for known in _names(suite)]
+    # A name without its suite is a better guess than one that merely looks alike.
+    exact = [full for full in full_names if full.partition("/")[2] == task]
+    hint = f" Did you mean '{exact[0]}'?" if exact else did_you_mean(task, full_names)
+    what = f"There is no suite '{head}'" if slash else f"'{task}' is no task"
+    raise TaskError(f"{what}: {forms}{hint}")
+
+
+def _names(suite: Suite) -> list[str]:
+    with contextlib.suppress(TaskError):
+        return suite.names()
+    return []
+
+
+def _check_type(option: str, value: Any, default: Any) -> None:
+    wanted = type(default)
+    # True is an int to Python, and 0 is as good as 0.0.
+    good = type(value) is wanted or (wanted is float and type(value) is int)
+    if not good:
+        kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+        raise TaskError(f"{option}={value!r} is not possible: use {kinds[wanted]}, such as {default!r}.")

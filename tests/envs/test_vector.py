@@ -1,0 +1,240 @@
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import envs
+
+# The length of each episode in turn, and how it ends.
+TERMINATED, TRUNCATED, BOTH = "terminated", "truncated", "both"
+
+
+class Counting(gymnasium.Env):
+    """Says in each observation which environment, episode and step it is, and which action it was given.
+
+    The reward is ten times the step; one buffer is used for all observations.
+    """
+
+    def __init__(self, name, episodes):
+        self.observation_space = spaces.Dict({"where": spaces.Box(-1, 1e6, (4,), np.float32)})
+        self.action_space = spaces.Dict({"action": spaces.Discrete(100)})
+        self.name, self.episodes = name, episodes
+        self.episode, self.count = -1, 0
+        self.buffer = np.zeros(4, np.float32)
+        self.seeds = []
+        self.closed = False
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        self.episode += 1
+        self.count = 0
+        return self.observe(-1), {}
+
+    def step(self, action):
+        length, end = self.episodes[self.episode]
+        assert self.count < length, "stepped after its end"
+        self.count += 1
+        over = self.count == length
+        terminated, truncated = over and end in (TERMINATED, BOTH), over and end in (TRUNCATED, BOTH)
+        return self.observe(action["action"]), 10.0 * self.count, terminated, truncated, {}
+
+    def observe(self, action):
+        self.buffer[:] = self.name, self.episode, self.count, action
+        return {"where": self.buffer}
+
+    def close(self):
+        self.closed = True
+
+    def get_state(self):
+        return {"episode": self.episode, "count": self.count}
+
+    def set_state(self, state):
+        self.episode, self.count = state["episode"], state["count"]
+
+
+def make(*episodes, seeds=None):
+    made = [Counting(name, list(lengths)) for name, lengths in enumerate(episodes)]
+    factories = [lambda env=env: envs.Adapt(env, repeat=3) for env in made]
+    return envs.Vector(factories, seeds or range(len(made))), made
+
+
+def run(vector, calls, first=0):
+    """Rows of consecutive calls; call t acts with t."""
+    return [vector.step({"action": np.full(len(vector), first + t)}) for t in range(calls)]
+
+
+def column(rows, name, stream):
+    return [getattr(row, name)[stream].item() for row in rows]
+
+
+def places(rows, stream):
+    """(episode, step, action) of each row."""
+    return [tuple(row.observation["where"][stream, 1:].astype(int).tolist()) for row in rows]
+
+
+def test_one_stream_row_by_row():
+    vector, _ = make([(2, TERMINATED), (3, TRUNCATED), (1, BOTH), (9, TERMINATED)])
+    rows = run(vector, 10)
+    # The call's number is its action: those of calls 0, 3, 7 and 9 are not taken, since they reset.
+    assert places(rows, 0) == [
+        (0, 0, -1),
+        (0, 1, 1),
+        (0, 2, 2),
+        (1, 0, -1),
+        (1, 1, 4),
+        (1, 2, 5),
+        (1, 3, 6),
+        (2, 0, -1),
+        (2, 1, 8),
+        (3, 0, -1),
+    ]
+    yes, no = True, False
+    assert column(rows, "is_first", 0) == [yes, no, no, yes, no, no, no, yes, no, yes]
+    assert column(rows, "is_last", 0) == [no, no, yes, no, no, no, yes, no, yes, no]
+    assert column(rows, "is_terminal", 0) == [no, no, yes, no, no, no, no, no, yes, no]
+    assert column(rows, "reward", 0) == [0, 10, 20, 0, 10, 20, 30, 0, 10, 0]
+
+
+def test_streams_of_unequal_episodes_keep_step():
+    vector, _ = make([(1, TRUNCATED)] * 9, [(2, TERMINATED)] * 9, [(20, TERMINATED)])
+    rows = run(vector, 6)
+    for stream in range(3):
+        assert [int(row.observation["where"][stream, 0]) for row in rows] == [stream] * 6
+    assert [place[:2] for place in places(rows, 0)] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [place[:2] for place in places(rows, 1)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [place[:2] for place in places(rows, 2)] == [(0, step) for step in range(6)]
+    assert column(rows, "is_first", 0) == [True, False] * 3
+    assert column(rows, "is_last", 1) == [False, False, True] * 2
+    assert column(rows, "is_last", 2) == [False] * 6
+    assert not any(column(rows, "is_terminal", 0))
+
+
+def test_each_stream_gets_its_own_action():
+    vector, _ = make([(9, TERMINATED)], [(9, TERMINATED)], [(9, TERMINATED)])
+    vector.step({"action": np.zeros(3, int)})
+    rows = vector.step({"action": np.array([7, 8, 9])})
+    assert rows.observation["where"][:, 3].tolist() == [7, 8, 9]
+
+
+def test_shapes_and_kinds():
+    vector, _ = make([(2, TERMINATED)], [(2, TERMINATED)])
+    rows = vector.step({"action": np.zeros(2, int)})
+    assert rows.observation["where"].shape == (2, 4) and rows.observation["where"].dtype == np.float32
+    assert rows.reward.shape == (2,) and rows.reward.dtype == np.float32
+    for flag in (rows.is_first, rows.is_last, rows.is_terminal):
+        assert flag.shape == (2,) and flag.dtype == bool
+    assert len(vector) == 2 and vector.repeat == 3 and vector.notes == []
+    assert vector.observation_space["where"].shape == (4,) and vector.action_space["action"].n == 100
+
+
+def test_rows_are_not_overwritten_by_later_ones():
+    vector, _ = make([(3, TERMINATED)] * 9)
+    rows = run(vector, 6)
+    arrays = [[*row.observation.values(), *row[1:]] for row in rows]
+    for one in range(6):
+        for other in range(one):
+            assert not any(np.shares_memory(a, b) for a in arrays[one] for b in arrays[other])
+    assert [place[1] for place in places(rows, 0)] == [0, 1, 2, 3, 0, 1]
+
+
+def test_each_environment_is_seeded_once():
+    vector, made = make([(1, TERMINATED)] * 9, [(2, TERMINATED)] * 9, seeds=[5, 6])
+    run(vector, 6)
+    assert made[0].seeds == [5, None, None]
+    assert made[1].seeds == [6, None]
+
+
+@pytest.mark.parametrize("history", [0, 3])
+@pytest.mark.parametrize("calls", range(7))  # among them some that end with a row that is last
+def test_a_saved_state_goes_on_exactly(calls, history):
+    episodes = [(1, TRUNCATED), (4, TERMINATED)] * 5, [(3, TERMINATED)] * 9, [(20, TERMINATED)]
+    vector, _ = make(*episodes)
+    run(vector, calls)
+    assert vector.can_save_state
+    other, made = make(*episodes)
+    run(other, history)
+    other.set_state(vector.get_state())
+    for env in made:
+        env.seeds.clear()
+    for row, expected in zip(run(other, 8, calls), run(vector, 8, calls), strict=True):
+        assert np.array_equal(row.observation["where"], expected.observation["where"])
+        assert all(np.array_equal(a, b) for a, b in zip(row[1:], expected[1:], strict=True))
+    # Seeds are for the first reset of a run, not for the first after it was resumed.
+    later = {seed for env in made for seed in env.seeds}
+    assert later == ({None} if calls else {None, 0, 1, 2})
+
+
+def test_a_saved_state_does_not_change_with_what_follows():
+    vector, _ = make([(2, TERMINATED)] * 9)
+    state = vector.get_state()
+    run(vector, 4)
+    assert state["needs_reset"].tolist() == [True] and state["is_seeded"].tolist() == [False]
+
+
+def test_atari_streams_go_on_exactly():
+    def vector():
+        return envs.Vector([lambda: envs.make("atari/pong", time_limit_frames=120)] * 2, [1, 2])
+
+    one, other = vector(), vector()
+    run_atari(one, 25, seed=0)
+    run_atari(other, 3, seed=1)
+    other.set_state(one.get_state())
+    for row, expected in zip(run_atari(one, 40, seed=2), run_atari(other, 40, seed=2), strict=True):
+        assert np.array_equal(row.observation["image"], expected.observation["image"])
+        assert all(np.array_equal(a, b) for a, b in zip(row[1:], expected[1:], strict=True))
+
+
+def run_atari(vector, calls, seed):
+    rng = np.random.default_rng(seed)
+    return [vector.step({"action": rng.integers(18, size=len(vector))}) for _ in range(calls)]
+
+
+def test_streams_with_different_seeds_differ():
+    vector = envs.Vector([lambda: envs.make("atari/pong")] * 2, [1, 2])
+    rows = run_atari(vector, 10, seed=0)
+    assert any(not np.array_equal(*row.observation["image"]) for row in rows)
+
+
+def test_what_cannot_be_saved_says_so():
+    vector = envs.Vector([lambda: envs.make("gym/CartPole-v1")], [0])
+    assert not vector.can_save_state
+
+
+def test_closing_closes_all():
+    vector, made = make([(1, TERMINATED)], [(1, TERMINATED)])
+    vector.close()
+    assert [env.closed for env in made] == [True, True]
+
+
+def test_environments_that_reset_themselves_are_refused():
+    def wrapped():
+        return envs.Adapt(gymnasium.wrappers.Autoreset(gymnasium.make("CartPole-v1")))
+
+    with pytest.raises(envs.TaskError, match="resets itself"):
+        envs.Vector([wrapped], [0])
+    with pytest.raises(envs.TaskError, match="resets itself"):
+        envs.Vector([lambda: gymnasium.make_vec("CartPole-v1", num_envs=2)], [0])
+
+
+def test_one_that_resets_itself_unseen_is_found_out_at_its_first_end():
+    class Sly(Counting):
+        def step(self, action):
+            observation, reward, terminated, truncated, _ = super().step(action)
+            info = {}
+            if terminated:
+                info["final_obs"] = observation
+                observation, _ = self.reset()
+            return observation, reward, terminated, truncated, info
+
+    vector = envs.Vector([lambda: envs.Adapt(Sly(0, [(2, TERMINATED)] * 3))], [0])
+    run(vector, 2)
+    with pytest.raises(envs.TaskError, match="resets itself"):
+        run(vector, 1)
+
+
+def test_environments_must_be_alike():
+    made = [Counting(0, [(1, TERMINATED)]), Counting(1, [(1, TERMINATED)])]
+    made[1].action_space = spaces.Dict({"action": spaces.Discrete(3)})
+    with pytest.raises(envs.TaskError, match="differ in their spaces"):
+        envs.Vector([lambda env=env: env for env in made], [0, 1])
+    assert [env.closed for env in made] == [True, True]
