@@ -224,7 +224,7 @@ class ActorCritic(nn.Module):
         trace = (~is_last).float() * self.config.trace
         returns = lambda_return(reward.T[1:], discount.T[1:], bootstrap.T[1:], trace.T[1:])
         # The last step of a sequence has no return; it takes part in the product and is dropped from the loss.
-        padded = torch.cat([returns, value.T[-1:]]).T
+        padded = torch.cat([returns.T, value[:, -1:]], 1)
         loss = self.critic_loss(logits, feature, padded)[:, :-1]
         # After the last step of an episode comes a reset: there is no return to learn.
         return {"replay_critic": (~is_last[:, :-1]).float() * loss}

@@ -144,7 +144,7 @@ def _train(config: "Config", folder: Any) -> None:
         observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
         agent = Agent(config, observation, action, device, dtype)
         model = config.model
-        capacity = _capacity(config, row_bytes(observation, action.width, model.deter, model.stoch))
+        capacity = _capacity(config, environments.repeat, row_bytes(observation, action.width, model.deter, model.stoch))
         replay = Replay(
             observation,
             action.width,
@@ -154,7 +154,7 @@ def _train(config: "Config", folder: Any) -> None:
             length=config.replay.length,
             generator=torch.Generator().manual_seed(config.seed),
         )
-        counters = Counters()
+        counters = Counters(environments.repeat)
         resumed = folder.has_checkpoint
         if resumed:
             state = folder.load()
@@ -196,7 +196,7 @@ def _train(config: "Config", folder: Any) -> None:
             logger.close(counters)
         save()
         terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
-        if counters.rows * config.repeat < config.frames:
+        if counters.frames < config.frames:
             terminal.say(f"Go on:    dreamer train --run {folder.path}")
     finally:
         environments.close()
@@ -282,11 +282,11 @@ def _environments(config: "Config", count: int, seed: int) -> Any:
     return package.Vector([make] * count, seeds=[seed * 10_000 + i for i in range(count)])
 
 
-def _capacity(config: "Config", row: int) -> int:
+def _capacity(config: "Config", repeat: int, row: int) -> int:
     """Rows that the replay may hold: as configured, no more than the run has, within half of the memory."""
     from .machine import total_memory
 
-    wanted = min(config.replay.capacity, -(-config.frames // config.repeat) + config.envs)
+    wanted = min(config.replay.capacity, -(-config.frames // repeat) + config.envs)
     affordable = total_memory() // 2 // row
     return min(wanted, affordable)
 
@@ -294,10 +294,11 @@ def _capacity(config: "Config", row: int) -> int:
 def _warm_up(agent: "Agent", replay: Any, terminal: Any) -> None:
     """Call what is compiled once, on zeros, so that it compiles now; without a trace in the agent."""
     try:
-        agent.warm_up(replay.blank_batch(agent.config.replay.batch), replay.streams)
+        agent.warm_up(replay.blank(agent.config.replay.batch), replay.streams)
     except Exception as error:  # whatever a compiler may raise
         agent.uncompile()
-        terminal.say(f"Not compiling: {type(error).__name__}. Everything works, more slowly.")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        terminal.say(f"Not compiling: {reason}. Everything works, more slowly.")
 
 
 def _summary(
@@ -312,7 +313,7 @@ def _summary(
         for part in agent.action_spec.parts
     ]
     batch = config.replay.batch * config.replay.length
-    rows = config.frames // config.repeat
+    rows = config.frames // counters.repeat
     gigabytes = sum(values.numel() * values.element_size() for values in replay.data.values()) / 1e9
     precision = str(agent.dtype).removeprefix("torch.")
     return [
@@ -320,7 +321,7 @@ def _summary(
         f"  sees {', '.join(seen)}; does {', '.join(done)}",
         *(f"  {note}" for note in environments.notes),
         f"  model {config.size}, {agent.parameter_count / 1e6:.2f} million parameters, {agent.device.type}, {precision}",
-        f"  {config.frames:,} frames, {config.repeat} for each action, {config.envs} environments",
+        f"  {config.frames:,} frames, {counters.repeat} for each action, {config.envs} environments",
         f"  train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps, "
         f"{int(rows * config.ratio / batch):,} updates in all",
         f"  replay of {replay.streams * replay.rows:,} rows, {gigabytes:.1f} GB when full",

@@ -97,7 +97,7 @@ class Config:
     task: str
     seed: int = 0
     frames: int = 1_000_000  # environment frames, action repeat included
-    repeat: int = 1  # frames for each action
+    repeat: int | None = None  # frames for each action; None is the environment's own
     ratio: float = 512.0  # replayed steps for each row
     envs: int = 1
     size: str = "12m"
@@ -257,6 +257,7 @@ def _unknown(key: str) -> str:
 def _parse(key: str, text: Any, kind: type) -> Any:
     if kind is str:
         return str(text)
+    kind = int if kind == int | None else kind
     try:
         if kind is bool:
             return {"true": True, "false": False}[str(text).lower()]
@@ -282,7 +283,7 @@ def _check(key: str, value: Any) -> None:
     if key in CHOICES and value not in CHOICES[key]:
         close = difflib.get_close_matches(str(value), CHOICES[key], n=1, cutoff=0.0)[0]
         raise ConfigError(f"{key}={value} is not one of {', '.join(CHOICES[key])}; the nearest is {close}")
-    if key in POSITIVE and not value > 0:
+    if key in POSITIVE and value is not None and not value > 0:
         raise ConfigError(f"{key}={value} must be greater than 0")
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
         raise ConfigError(f"{key}={value} must be a finite number")

@@ -122,7 +122,7 @@ class Logger:
     def __init__(self, folder: Path, config: Config, terminal: Terminal, counters: Counters):
         self._config = config
         self._terminal = terminal
-        self._curves = Curves(folder, counters.rows * config.repeat)
+        self._curves = Curves(folder, counters.frames)
         self._scores = np.zeros(config.envs)
         self._lengths = np.zeros(config.envs, int)
         self._recent: deque[float] = deque(maxlen=10)
@@ -137,11 +137,11 @@ class Logger:
         """Count scores and lengths; at the end of an episode write them down."""
         self._scores = np.where(rows.is_first, 0.0, self._scores + rows.reward)
         self._lengths = np.where(rows.is_first, 0, self._lengths + 1)
-        frames = counters.rows * self._config.repeat
+        frames = counters.frames
         for i in np.flatnonzero(rows.is_last):
             self._episodes += 1
             self._recent.append(float(self._scores[i]))
-            length = float(self._lengths[i] * self._config.repeat)
+            length = float(self._lengths[i] * counters.repeat)
             self._curves.add({"episode/score": self._recent[-1], "episode/length_frames": length}, frames)
         self._terminal.progress(self._line(counters))
         if time.monotonic() - self._mark[0] > self._config.run.log_seconds:
@@ -169,7 +169,7 @@ class Logger:
             "speed/agent_steps_per_second": rows / seconds,
             "speed/updates": float(counters.updates),
         }
-        self._curves.add(scalars, counters.rows * self._config.repeat)
+        self._curves.add(scalars, counters.frames)
         self._sums, self._updates = {}, 0
         self._mark = (now, counters.rows, counters.updates)
 
@@ -179,7 +179,7 @@ class Logger:
         self._curves.close()
 
     def _line(self, counters: Counters) -> str:
-        frames, goal = counters.rows * self._config.repeat, self._config.frames
+        frames, goal = counters.frames, self._config.frames
         parts = [f"{frames:,} of {goal:,} frames", f"{counters.updates:,} updates", f"{self._episodes:,} episodes"]
         if self._recent:
             parts.append(f"last score {self._recent[-1]:.6g}, mean of {len(self._recent)}: {np.mean(self._recent):.6g}")
@@ -188,7 +188,7 @@ class Logger:
         if done and elapsed > 1:
             rate = done / elapsed
             parts.append(f"{rate:.1f} steps/s")
-            parts.append(f"{_duration((goal - frames) / self._config.repeat / rate)} left")
+            parts.append(f"{_duration((goal - frames) / counters.repeat / rate)} left")
         return ", ".join(parts)
 
 

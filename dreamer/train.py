@@ -47,9 +47,15 @@ class Observer(Protocol):
 class Counters:
     """How far a run is."""
 
+    repeat: int  # frames for each action
     rows: int = 0  # agent steps of all environments, resets included
     updates: int = 0
     owed: float = 0.0  # replayed steps that are due but make no whole update yet
+
+    @property
+    def frames(self) -> int:
+        """Environment frames, as published budgets count them."""
+        return self.rows * self.repeat
 
 
 class Schedule:
@@ -89,7 +95,7 @@ def train(
     schedule = Schedule(config, counters)
     memory = agent.start(count)
     actions = memory.action.cpu().numpy()
-    while counters.rows * config.repeat < config.frames and not stopped():
+    while counters.frames < config.frames and not stopped():
         rows = environments.step(agent.action_spec.to_environment(actions))
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
