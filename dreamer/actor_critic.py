@@ -12,8 +12,24 @@ from .networks import MLP, Head, Linear
 from .spaces import ActionSpec
 
 
+class Categorical(NamedTuple):
+    """One choice among K."""
+
+    probs: Tensor  # (..., K)
+
+
+class Normal(NamedTuple):
+    """n independent continuous numbers."""
+
+    mean: Tensor  # (..., n)
+    std: Tensor  # (..., n)
+
+
+Policy = list[Categorical | Normal]  # the parts of an action, in order
+
+
 class Actor(nn.Module):
-    """The policy: features (..., F) -> raw outputs, which the other methods read as distributions.
+    """The policy: features (..., F) -> one distribution for each part of the action.
 
     Each key of the action space has its own output layers: logits for one or several categoricals, or a mean and a
     standard deviation. A flat action (..., A) holds the keys in sorted order.
@@ -26,23 +42,21 @@ class Actor(nn.Module):
         self.spec = spec
         self.mlp = MLP(inputs, units, layers=3)
         self.heads = nn.ModuleList(
-            nn.ModuleList(
-                Linear(units, part.width, self.OUTSCALE) for _ in range(1 if part.classes else 2)
-            )
+            nn.ModuleList(Linear(units, part.width, self.OUTSCALE) for _ in range(1 if part.classes else 2))
             for part in spec.parts
         )
 
-    def forward(self, feature: Tensor) -> list[list[Tensor]]:
-        """For each categorical its probabilities [p], for each continuous key [mean, standard deviation]; float32."""
+    def forward(self, feature: Tensor) -> Policy:
+        """Distributions, float32: one for each categorical and one for each continuous key."""
         x = self.mlp(feature)
-        outputs: list[list[Tensor]] = []
-        for part, heads in zip(self.spec.parts, self.heads):
-            raw = [head(x).float() for head in heads]
+        policy: Policy = []
+        for part, heads in zip(self.spec.parts, self.heads.children()):
+            outputs = [head(x).float() for head in heads.children()]
             if part.classes:
-                outputs.extend([dist.mixed_probs(logits)] for logits in raw[0].split(part.classes, -1))
+                policy.extend(Categorical(dist.mixed_probs(logits)) for logits in outputs[0].split(part.classes, -1))
             else:
-                outputs.append(list(dist.bounded_normal(*raw)))
-        return outputs
+                policy.append(Normal(*dist.bounded_normal(*outputs)))
+        return policy
 
     def draw_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Random numbers for actions of a shape: (*shape, W), a uniform for each categorical, then the normals."""
@@ -55,49 +69,49 @@ class Actor(nn.Module):
             -1,
         )
 
-    def sample(self, outputs: list[list[Tensor]], noise: Tensor) -> Tensor:
-        """A flat action (..., A), float32, from outputs and noise (..., W)."""
+    def sample(self, policy: Policy, noise: Tensor) -> Tensor:
+        """A flat action (..., A), float32, for noise (..., W)."""
         actions, uniform, normal = [], 0, self.spec.categoricals
-        for output in outputs:
-            if len(output) == 1:
-                actions.append(dist.sample_onehot(output[0], noise[..., uniform]))
+        for part in policy:
+            if isinstance(part, Categorical):
+                actions.append(dist.sample_onehot(part.probs, noise[..., uniform]))
                 uniform += 1
             else:
-                width = output[0].shape[-1]
-                actions.append(dist.sample_normal(*output, noise[..., normal : normal + width]))
+                width = part.mean.shape[-1]
+                actions.append(dist.sample_normal(part.mean, part.std, noise[..., normal : normal + width]))
                 normal += width
         return torch.cat(actions, -1)
 
-    def mode(self, outputs: list[list[Tensor]]) -> Tensor:
+    def mode(self, policy: Policy) -> Tensor:
         """The flat action (..., A) of highest probability."""
         actions = []
-        for output in outputs:
-            if len(output) == 1:
-                classes = torch.arange(output[0].shape[-1], device=output[0].device)
-                actions.append((classes == output[0].argmax(-1, keepdim=True)).float())
+        for part in policy:
+            if isinstance(part, Categorical):
+                classes = torch.arange(part.probs.shape[-1], device=part.probs.device)
+                actions.append((classes == part.probs.argmax(-1, keepdim=True)).float())
             else:
-                actions.append(output[0])
+                actions.append(part.mean)
         return torch.cat(actions, -1)
 
-    def log_prob(self, outputs: list[list[Tensor]], action: Tensor) -> Tensor:
+    def log_prob(self, policy: Policy, action: Tensor) -> Tensor:
         """Log-probability (...) of flat actions (..., A), summed over all parts."""
-        total, start = torch.zeros(action.shape[:-1], device=action.device), 0
-        for output in outputs:
-            width = output[0].shape[-1]
-            part = action[..., start : start + width]
+        terms, start = [], 0
+        for part in policy:
+            width = part[0].shape[-1]
+            chosen = action[..., start : start + width]
             start += width
-            if len(output) == 1:
-                total = total + (torch.log(output[0]) * part).sum(-1)
+            if isinstance(part, Categorical):
+                terms.append((torch.log(part.probs) * chosen).sum(-1))
             else:
-                total = total + dist.normal_log_prob(part, *output)
-        return total
+                terms.append(dist.normal_log_prob(chosen, part.mean, part.std))
+        return torch.stack(terms).sum(0)
 
-    def entropy(self, outputs: list[list[Tensor]]) -> Tensor:
+    def entropy(self, policy: Policy) -> Tensor:
         """Entropy (...) in nats, summed over all parts."""
         return torch.stack(
             [
-                dist.categorical_entropy(output[0]) if len(output) == 1 else dist.normal_entropy(output[1])
-                for output in outputs
+                dist.categorical_entropy(part.probs) if isinstance(part, Categorical) else dist.normal_entropy(part.std)
+                for part in policy
             ]
         ).sum(0)
 
@@ -251,5 +265,5 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def update_slow_critic(self) -> None:
         """`slow = 0.02 online + 0.98 slow`, after every update."""
-        slow, online = list(self.slow_critic.parameters()), list(self.critic.parameters())
-        torch._foreach_lerp_(slow, online, self.config.slow_rate)
+        for slow, online in zip(self.slow_critic.parameters(), self.critic.parameters()):
+            slow.lerp_(online, self.config.slow_rate)

@@ -98,9 +98,7 @@ class Agent:
         uniform = self._uniform(count, self.config.model.stoch)
         noise = self.actor_critic.actor.draw_noise((count,), self.generator)
         moved = {key: value.to(self.device) for key, value in observation.items()}
-        state, sampled, likely = self._policy(
-            self._recurrence, memory, moved, is_first.to(self.device), uniform, noise
-        )
+        state, sampled, likely = self._policy(self._recurrence, memory, moved, is_first.to(self.device), uniform, noise)
         action = (likely if greedy else sampled) * (~is_last.to(self.device)).unsqueeze(-1)
         return Memory(state, action)
 
@@ -196,7 +194,7 @@ class Agent:
         ]
 
     def compile(self) -> None:
-        """Shadow each of these functions by a compiled one; parameters and the names of checkpoints stay as they are."""
+        """Shadow each of these functions by a compiled one; parameters and their names stay as they are."""
         for owner, name in self._work():
             setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False, fullgraph=True))
 
@@ -210,7 +208,10 @@ class Agent:
         before = self.generator.get_state()
         self.loss(batch)[0].backward()
         self.optimizer.zero_grad(set_to_none=True)
-        observation = {key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous() for key, value in batch.observation.items()}
+        observation = {
+            key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous()
+            for key, value in batch.observation.items()
+        }
         flags = torch.zeros(environments, dtype=torch.bool)
         self.act(observation, flags, flags, self.start(environments))
         self.generator.set_state(before)

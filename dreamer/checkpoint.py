@@ -37,7 +37,7 @@ class CheckpointError(UserMistake):
     """A run's folder or checkpoint that cannot be used; the message says why and what to do."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it."""
     temporary = path.with_name(path.name + ".partial")
     write(temporary)
@@ -47,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    write_atomically(path, lambda target: target.write_text(json.dumps(data, indent=2) + "\n") and None)
+    write_atomically(path, lambda target: target.write_text(json.dumps(data, indent=2) + "\n"))
 
 
 def _write_tensors(path: Path, data: Any) -> None:
@@ -60,7 +60,9 @@ def _read_tensors(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the folder is not complete") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint of this program ({error.__class__.__name__})") from error
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint of this program ({error.__class__.__name__})"
+        ) from error
 
 
 class RunFolder:
@@ -86,9 +88,7 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         return (self.path / "checkpoint.pt").is_file()
 
-    def create(
-        self, config: configs.Config, observation: spaces.ObservationSpec, action: spaces.ActionSpec
-    ) -> None:
+    def create(self, config: configs.Config, observation: spaces.ObservationSpec, action: spaces.ActionSpec) -> None:
         """Write down what the run is."""
         try:
             (self.path / "replay").mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,9 @@ class RunFolder:
 
     def config(self) -> configs.Config:
         if not self.holds_run:
-            raise CheckpointError(f"{self.path} holds no run (there is no config.json); give the folder that train wrote")
+            raise CheckpointError(
+                f"{self.path} holds no run (there is no config.json); give the folder that train wrote"
+            )
         return configs.from_json(self._read_json("config.json"))
 
     def spaces(self) -> tuple[spaces.ObservationSpec, spaces.ActionSpec]:
@@ -123,9 +125,7 @@ class RunFolder:
         if start < replay.count:
             _write_tensors(folder / f"rows-{start}-{replay.count}.pt", replay.export_rows(start))
         _write_tensors(folder / f"latents-{replay.count}.pt", replay.export_latents())
-        _write_tensors(
-            self.path / "checkpoint.pt", {"version": VERSION, "replay": replay.state_dict(), "state": state}
-        )
+        _write_tensors(self.path / "checkpoint.pt", {"version": VERSION, "replay": replay.state_dict(), "state": state})
         for _, end, path in self._segments():
             if end <= replay.oldest:
                 path.unlink()

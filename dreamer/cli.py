@@ -60,7 +60,9 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(min=0), help="Of parameters, environments and all random numbers.")
 @click.option("--envs", type=click.IntRange(min=1), help="Environments that step together.")
 @click.option("--device", type=DEVICES, help="Where to compute.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting, for example replay.batch=8.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting, for example replay.batch=8."
+)
 def train(
     task: str | None,
     run: Path | None,
@@ -101,7 +103,9 @@ def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Co
         if wanted.get(key) != value and key != "frames" and not key.startswith("run.")
     ]
     if differing:
-        raise UserError(f"the folder holds another run ({'; '.join(differing)}); give another --run, or leave these out")
+        raise UserError(
+            f"the folder holds another run ({'; '.join(differing)}); give another --run, or leave these out"
+        )
     return configs.amend(stored, **given)
 
 
@@ -111,7 +115,7 @@ def _suited_to_machine(config: "Config") -> "Config":
 
     if choose_device(config.run.device).type == "cpu" and config.size != CPU_SIZE:
         click.echo(
-            f"No GPU here: model size {CPU_SIZE} instead of {config.size}, which --size {config.size} would bring back.",
+            f"No GPU here: model size {CPU_SIZE} instead of {config.size}; --size {config.size} brings it back.",
             err=True,
         )
         return configs.amend(config, size=CPU_SIZE)
@@ -144,7 +148,9 @@ def _train(config: "Config", folder: Any) -> None:
         observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
         agent = Agent(config, observation, action, device, dtype)
         model = config.model
-        capacity = _capacity(config, environments.repeat, row_bytes(observation, action.width, model.deter, model.stoch))
+        capacity = _capacity(
+            config, environments.repeat, row_bytes(observation, action.width, model.deter, model.stoch)
+        )
         replay = Replay(
             observation,
             action.width,
@@ -246,7 +252,8 @@ def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, as_
     low, high = scores.interval()
     click.echo(
         f"{config.task}: mean score {scores.mean:.6g} (95% interval {low:.6g} to {high:.6g}), "
-        f"standard deviation {scores.std:.6g}, {episodes} episodes of {min(scores.lengths)} to {max(scores.lengths)} steps"
+        f"standard deviation {scores.std:.6g}, "
+        f"{episodes} episodes of {min(scores.lengths)} to {max(scores.lengths)} steps"
     )
 
 
@@ -255,7 +262,8 @@ def _load_agent(folder: Any, config: "Config", device: str, seed: int) -> "Agent
     from .machine import choose_device, choose_dtype
 
     chosen = choose_device(device)
-    agent = Agent(config, *folder.spaces(), chosen, choose_dtype(config.run.precision, chosen))
+    observation, action = folder.spaces()
+    agent = Agent(config, observation, action, chosen, choose_dtype(config.run.precision, chosen))
     agent.load_state_dict(folder.load()["agent"])
     agent.generator.manual_seed(seed)
     return agent
@@ -315,12 +323,12 @@ def _summary(
     batch = config.replay.batch * config.replay.length
     rows = config.frames // counters.repeat
     gigabytes = sum(values.numel() * values.element_size() for values in replay.data.values()) / 1e9
-    precision = str(agent.dtype).removeprefix("torch.")
+    millions, precision = agent.parameter_count / 1e6, str(agent.dtype).removeprefix("torch.")
     return [
         f"{'Continuing' if resumed else 'Training'} {config.task} in {path}",
         f"  sees {', '.join(seen)}; does {', '.join(done)}",
         *(f"  {note}" for note in environments.notes),
-        f"  model {config.size}, {agent.parameter_count / 1e6:.2f} million parameters, {agent.device.type}, {precision}",
+        f"  model {config.size}, {millions:.2f} million parameters, {agent.device.type}, {precision}",
         f"  {config.frames:,} frames, {counters.repeat} for each action, {config.envs} environments",
         f"  train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps, "
         f"{int(rows * config.ratio / batch):,} updates in all",

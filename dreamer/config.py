@@ -179,7 +179,8 @@ def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = 
         _check(key, value)
     if config.model.deter % config.model.blocks:
         raise ConfigError(
-            f"model.deter={config.model.deter} is not a multiple of model.blocks={config.model.blocks}; change one of them"
+            f"model.deter={config.model.deter} is not a multiple of model.blocks={config.model.blocks}; "
+            "change one of them"
         )
     return config
 
@@ -207,7 +208,7 @@ def from_json(data: dict[str, Any]) -> Config:
     return _build(Config, data, "")
 
 
-def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
+def _build(cls: Any, data: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = set(data) - set(hints)
     missing = set(hints) - set(data)

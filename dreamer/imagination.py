@@ -35,9 +35,7 @@ class Imagination:
         feature = self.rssm.feature(state)
         return feature, self.actor.sample(self.actor(feature), noise)
 
-    def step(
-        self, weights: Recurrence, state: State, prior: Tensor, noise: Tensor
-    ) -> tuple[State, Tensor, Tensor]:
+    def step(self, weights: Recurrence, state: State, prior: Tensor, noise: Tensor) -> tuple[State, Tensor, Tensor]:
         """Act, then predict: the next state, and the feature and action of this one."""
         feature, action = self.act(state, noise)
         return self.rssm.imagine_step(weights, state, action, prior), feature, action

@@ -41,6 +41,15 @@ def block_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(grouped, weight).transpose(0, 1).reshape(x.shape[0], -1)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """The largest of each 2x2 pixels: (N, C, H, W) -> (N, C, H / 2, W / 2). Equal ones share the gradient.
+
+    On plain backgrounds most are equal, and this compiles to something faster than the library's pooling.
+    """
+    rows = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
 class Linear(nn.Module):
     """`x W^T + b`, in the precision of x."""
 
@@ -162,7 +171,7 @@ class Encoder(nn.Module):
         images = torch.cat([_flat(observation[key], 3) for key in self.spec.images], -1)
         x = (images.float() / 255 - 0.5).to(self.dtype).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms):
-            x = norm(F.max_pool2d(conv(x), 2))
+            x = norm(max_pool(conv(x)))
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -239,10 +248,9 @@ class Decoder(nn.Module):
                 losses[key] = (output - dist.symlog(target.float())).square().sum(-1)
             else:
                 entries = zip(output.split(self.spec.integers[key], -1), target.long().unbind(-1))
-                losses[key] = -sum(
-                    F.log_softmax(logits, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-                    for logits, index in entries
-                )
+                losses[key] = torch.stack(
+                    [-F.log_softmax(logits, -1).gather(-1, index[..., None])[..., 0] for logits, index in entries]
+                ).sum(0)
         return losses
 
     def predict(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class LaProp(torch.optim.Optimizer):
         grad_norms = torch.stack(torch._foreach_norm(grads))
         param_norms = torch.stack(torch._foreach_norm(params))
         limits = config.clip * param_norms.clamp(min=config.min_norm)
-        grads = torch._foreach_div(grads, list((grad_norms / limits).clamp(min=1).unbind()))
+        grads = list(torch._foreach_div(grads, list((grad_norms / limits).clamp(min=1).unbind())))
 
         # Powers in float64: 1 - 0.999 loses four digits in float32.
         debias1 = (1 - config.beta1 ** (self.updates + 1)).float()
@@ -79,7 +79,7 @@ class LaProp(torch.optim.Optimizer):
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: dict) -> None:
         self.updates.copy_(state["updates"])
         for name in ("scale", "momentum"):
             own = [self.state[p][name] for p in self._parameters()]

@@ -170,7 +170,9 @@ class Replay:
             # A run that stopped in mid-episode goes on with a reset: the row before it ends an episode too.
             self.data["is_last"][:, before] |= transition.is_first.to(self.device)
         values: dict[str, Tensor] = {f"observation/{key}": transition.observation[key] for key in self.keys}
-        values |= {name: getattr(transition, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")}
+        values |= {
+            name: getattr(transition, name) for name in ("action", "reward", "is_first", "is_last", "is_terminal")
+        }
         values |= {"deter": transition.latent.deter, "stoch": transition.latent.stoch.argmax(-1)}
         for key, value in values.items():
             self.data[key][:, now] = value.to(self.device)

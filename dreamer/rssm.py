@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 class Product(NamedTuple):
-    """The parameters of one layer inside the recurrence: weight and bias in compute precision, norm scale in float32."""
+    """A layer inside the recurrence: weight and bias in compute precision, norm scale in float32."""
 
     weight: Tensor
     bias: Tensor
@@ -189,9 +189,7 @@ class RSSM(nn.Module):
         embedded = self.embed_tokens(tokens)
         state, states, logits = start, [], []
         for t in range(is_first.shape[1]):
-            state, logit = self.observe_step(
-                weights, state, actions[:, t], embedded[:, t], keep[:, t], uniform[:, t]
-            )
+            state, logit = self.observe_step(weights, state, actions[:, t], embedded[:, t], keep[:, t], uniform[:, t])
             states.append(state)
             logits.append(logit)
         stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
@@ -228,7 +226,7 @@ def limit_action(action: Tensor) -> Tensor:
 
 
 def deterministic_step(weights: Recurrence, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-    """The block-diagonal GRU: deter (N, D), flat stoch (N, S K), embedded action (N, hidden) -> deter (N, D) float32."""
+    """The block-diagonal GRU: deter (N, D), flat stoch (N, S K), action (N, hidden) -> deter (N, D), float32."""
     dtype, blocks = action.dtype, weights.gates_weight.shape[0]
     narrow = deter.to(dtype)
     shared = torch.cat([weights.deter(narrow), weights.stoch(stoch.to(dtype)), action], -1)

@@ -113,7 +113,9 @@ def observation_spec(space: gymnasium.Space) -> ObservationSpec:
         elif isinstance(part, gymnasium.spaces.MultiDiscrete) and len(part.shape) == 1:
             integers[key] = tuple(int(n) for n in part.nvec)
         else:
-            raise SpaceError(f"the observation {key!r} is {part}; expected a uint8 image, a float32 vector or MultiDiscrete")
+            raise SpaceError(
+                f"the observation {key!r} is {part}; expected a uint8 image, a float32 vector or MultiDiscrete"
+            )
     if len({shape[:2] for shape in images.values()}) > 1:
         raise SpaceError(f"all images of an observation must have one size; these have {images}")
     if not (images or floats or integers):

@@ -184,7 +184,7 @@ class Atari(gymnasium.Env[Any, Any]):
         image = self._frames[0] if rendered == 1 else np.maximum(*self._frames)
         return self._observation(image), reward, over, out_of_time and not over, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """The console's screen (H, W, 3) uint8, as large as it is."""
         return self.ale.getScreenRGB()
 

@@ -22,9 +22,7 @@ def check(env: gymnasium.Env[Any, Any], seed: int | None = None) -> None:
     """
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), gymnasium.Space):
-            raise TaskError(
-                f"The environment has no {name}: set it in its constructor to a gymnasium.spaces space."
-            )
+            raise TaskError(f"The environment has no {name}: set it in its constructor to a gymnasium.spaces space.")
     Adapt(env)  # refuses spaces that cannot be used, before actions from them are tried
     _check_reset_signature(env)
     env.action_space.seed(0)
@@ -79,9 +77,7 @@ def _check_observation(value: Any, space: gymnasium.Space[Any], method: str, nam
     """name: how to call the value in a message, 'observation' or a part of it."""
     if isinstance(space, spaces.Dict):
         if not isinstance(value, dict):
-            raise TaskError(
-                f"{method} returned {_what(value)} as {name}, but its space is a Dict: return a dict."
-            )
+            raise TaskError(f"{method} returned {_what(value)} as {name}, but its space is a Dict: return a dict.")
         if value.keys() != space.spaces.keys():
             raise TaskError(
                 f"{method} returned the {name} with the keys {sorted(value)}, but its space has the keys "
@@ -115,9 +111,7 @@ def _check_array(value: Any, space: gymnasium.Space[Any], method: str, name: str
             f"astype, or correct the space."
         )
     if not np.isfinite(array).all():
-        raise TaskError(
-            f"{method} returned the {name} with NaN or infinite numbers: find where they come from."
-        )
+        raise TaskError(f"{method} returned the {name} with NaN or infinite numbers: find where they come from.")
     if declared.kind != "f" and not _inside(array, space):
         raise TaskError(
             f"{method} returned the {name} with values from {array.min()} to {array.max()}, "

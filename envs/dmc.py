@@ -85,7 +85,7 @@ class Control(gymnasium.Env[Any, Any]):
         truncated = not terminated and (time_step.last() or self._frames >= EPISODE_FRAMES)
         return self._observe(time_step), reward, terminated, truncated, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """The view of the task's camera, (240, 320, 3) uint8."""
         return self._camera(240, 320)
 
@@ -140,9 +140,7 @@ class Control(gymnasium.Env[Any, Any]):
         return spaces.Dict({key: spaces.Box(-np.inf, np.inf, (n,), np.float32) for key, n in sizes.items()})
 
     def _observe(self, time_step: Any) -> dict[str, np.ndarray]:
-        return {
-            key: np.asarray(value, np.float32).reshape(-1) for key, value in time_step.observation.items()
-        }
+        return {key: np.asarray(value, np.float32).reshape(-1) for key, value in time_step.observation.items()}
 
     def _camera(self, height: int, width: int) -> np.ndarray:
         # The quadruped's first camera looks from far above.

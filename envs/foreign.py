@@ -78,9 +78,7 @@ def _finish(env: gymnasium.Env[Any, Any], repeat: int | None, seed: int | None) 
     if repeat is None or repeat == frames:
         adapted = Adapt(env, repeat=frames, seed=seed)
     elif repeat % frames:
-        raise TaskError(
-            f"repeat={repeat} is not possible: the environment itself takes {frames} frames a step."
-        )
+        raise TaskError(f"repeat={repeat} is not possible: the environment itself takes {frames} frames a step.")
     else:
         adapted = Adapt(ActionRepeat(env, repeat // frames), repeat=repeat, seed=seed)
     if frames > 1:
@@ -107,9 +105,7 @@ def _find_factory(name: str) -> Callable[..., Any]:
         hint = did_you_mean(factory_name, [key for key, value in vars(module).items() if callable(value)])
         raise TaskError(f"The module '{module_name}' has no '{factory_name}'.{hint}")
     if not callable(factory):
-        raise TaskError(
-            f"'{name}' is a {type(factory).__name__}: name a function or class that makes a gymnasium.Env."
-        )
+        raise TaskError(f"'{name}' is a {type(factory).__name__}: name a function or class that makes a gymnasium.Env.")
     return factory
 
 
@@ -123,8 +119,7 @@ def _import(module: str, task: str) -> Any:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, but something that it imports is not
         raise TaskError(
-            f"The module '{module}' of '{task}' is not found in {os.getcwd()} or among the "
-            "installed packages."
+            f"The module '{module}' of '{task}' is not found in {os.getcwd()} or among the installed packages."
         ) from error
 
 

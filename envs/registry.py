@@ -54,9 +54,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("atari", "Atari games, the protocol of 200 million frames", atari.make_atari, atari.names),
-        Suite(
-            "atari100k", "Atari games, the protocol of 400 thousand frames", atari.make_atari100k, atari.names
-        ),
+        Suite("atari100k", "Atari games, the protocol of 400 thousand frames", atari.make_atari100k, atari.names),
         Suite("dmc", "DeepMind Control Suite, vector observations", dmc.make_dmc, dmc.names),
         Suite("dmc_vision", "DeepMind Control Suite, camera images", dmc.make_dmc_vision, dmc.names),
         Suite("gym", "any registered Gymnasium id, or MODULE:ID", foreign.make_gym, foreign.names),
@@ -85,9 +83,7 @@ def make(task: str, *, repeat: int | None = None, seed: int | None = None, **opt
             _check_type(option, value, known[option])
         elif not suite.takes_any_option:
             allowed = f"it has {', '.join(known)}" if known else "it has none"
-            raise TaskError(
-                f"{suite.name} tasks have no option '{option}' ({allowed}).{did_you_mean(option, known)}"
-            )
+            raise TaskError(f"{suite.name} tasks have no option '{option}' ({allowed}).{did_you_mean(option, known)}")
     if repeat is not None:
         if type(repeat) is not int or repeat < 1:
             raise TaskError(f"repeat={repeat!r} is not possible: use a whole number from 1.")

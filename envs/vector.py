@@ -57,9 +57,7 @@ class Vector:
                     env.action_space == first.action_space,
                 )
                 if not all(same):
-                    raise TaskError(
-                        "The environments differ in their spaces: step together only those that are alike."
-                    )
+                    raise TaskError("The environments differ in their spaces: step together only those that are alike.")
         except BaseException:
             self.close()
             raise
