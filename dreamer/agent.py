@@ -127,11 +127,11 @@ class Agent:
         Returns:
             Metrics, each (), still on the device; and the new posteriors (B, T, ...) for the replay.
         """
-        loss, metrics, posterior, keep = self.loss(batch)
+        loss, metrics, posterior, scale = self.loss(batch.to(self.device))
         loss.backward()
         metrics |= {f"optimizer/{name}": value for name, value in self.optimizer.step().items()}
         self.optimizer.zero_grad(set_to_none=True)
-        self.actor_critic.keep_scale(keep)
+        self.actor_critic.keep_scale(scale)
         self.actor_critic.update_slow_critic()
         self._recurrence = None  # the weights have moved
         return metrics, posterior
@@ -206,7 +206,7 @@ class Agent:
     def warm_up(self, batch: Batch, environments: int) -> None:
         """Run everything that is compiled once, forward and backward, and leave no trace in the agent."""
         before = self.generator.get_state()
-        self.loss(batch)[0].backward()
+        self.loss(batch.to(self.device))[0].backward()
         self.optimizer.zero_grad(set_to_none=True)
         observation = {
             key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous()

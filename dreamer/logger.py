@@ -13,10 +13,14 @@ from typing import TextIO
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from .agent import Agent
 from .config import Config
+from .replay import Batch
 from .train import Counters, Rows
+from .video import comparison, gif, open_loop
 
 QUIET_SECONDS = 10.0  # between plain lines, where there is no terminal
 
@@ -42,6 +46,13 @@ class Curves:
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self._file.write(json.dumps({"frames": frames, **values}) + "\n")
         self._file.flush()
+
+    def add_video(self, name: str, frames: np.ndarray, step: int) -> None:
+        """Frames (T, H, W, 3) uint8 for TensorBoard's images, where GIFs play."""
+        image = Summary.Image(
+            height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif(frames)
+        )
+        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         self._file.close()
@@ -153,6 +164,14 @@ class Logger:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._updates += 1
         self._terminal.progress(self._line(counters))
+
+    def show(self, agent: Agent, batch: Batch, counters: Counters) -> None:
+        """For each image key a video of what the model expects, beside what came."""
+        few = 4  # sequences side by side
+        predictions = open_loop(agent, batch)
+        for key in agent.observation_spec.images:
+            frames = comparison(batch.observation[key][:few], predictions[key][:few])
+            self._curves.add_video(f"open_loop/{key}", frames, counters.frames)
 
     def flush(self, counters: Counters) -> None:
         """Write down the means of all updates since the last time, and speeds."""

@@ -1,5 +1,6 @@
 """The optimiser: adaptive gradient clipping, then LaProp, with a linear warm-up."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -27,7 +28,7 @@ class LaProp(torch.optim.Optimizer):
         super().__init__(parameters, {})
         self.config = config
         params = self._parameters()
-        self.updates = torch.zeros((), dtype=torch.float64, device=params[0].device)
+        self.updates = torch.zeros((), dtype=torch.int64, device=params[0].device)
         for p in params:
             self.state[p] = {"scale": torch.zeros_like(p), "momentum": torch.zeros_like(p)}
 
@@ -49,10 +50,11 @@ class LaProp(torch.optim.Optimizer):
         limits = config.clip * param_norms.clamp(min=config.min_norm)
         grads = list(torch._foreach_div(grads, list((grad_norms / limits).clamp(min=1).unbind())))
 
-        # Powers in float64: 1 - 0.999 loses four digits in float32.
-        debias1 = (1 - config.beta1 ** (self.updates + 1)).float()
-        debias2 = (1 - config.beta2 ** (self.updates + 1)).float()
-        rate = (config.learning_rate * (self.updates / config.warmup).clamp(max=1)).float()
+        count = self.updates.float()
+        # 1 - beta^(n+1), without the digits that 1 - 0.999 loses in float32.
+        debias1 = -torch.expm1((count + 1) * math.log(config.beta1))
+        debias2 = -torch.expm1((count + 1) * math.log(config.beta2))
+        rate = config.learning_rate * (count / config.warmup).clamp(max=1)
 
         torch._foreach_mul_(scales, config.beta2)
         torch._foreach_addcmul_(scales, grads, grads, 1 - config.beta2)

@@ -61,6 +61,17 @@ class Batch(NamedTuple):
     is_terminal: Tensor  # (B, T) bool
     start: State  # (B, ...), before the first step
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            observation={key: value.to(device) for key, value in self.observation.items()},
+            prev_action=self.prev_action.to(device),
+            reward=self.reward.to(device),
+            is_first=self.is_first.to(device),
+            is_last=self.is_last.to(device),
+            is_terminal=self.is_terminal.to(device),
+            start=State(self.start.deter.to(device), self.start.stoch.to(device)),
+        )
+
 
 class Window(NamedTuple):
     """Rows `start` to `start + T` of one stream, counted from the stream's first row ever."""

@@ -1,0 +1,75 @@
+"""Pictures that move: open-loop predictions beside the truth, as GIFs that play in TensorBoard and elsewhere."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .agent import Agent
+from .replay import Batch
+from .rssm import State
+
+CONTEXT = 5  # steps that the model sees before it is on its own
+MARK = np.array([60, 200, 90], np.uint8)  # the bar over frames that the model has seen
+BAR = 3  # its height
+
+
+@torch.no_grad()
+def open_loop(agent: Agent, batch: Batch, context: int = CONTEXT) -> dict[str, Tensor]:
+    """What the model expects to see, from a few steps of context and the real actions.
+
+    Args:
+        agent: only its world model is asked; no random number of its own is drawn.
+        batch: B sequences of T steps.
+        context: the first steps, where the model sees the observation; after them it predicts.
+
+    Returns:
+        Predictions (B, T, ...) of every observation key, in its own units.
+    """
+    rssm, decoder = agent.world_model.rssm, agent.world_model.decoder
+    size, length = batch.reward.shape
+    generator = torch.Generator(agent.device).manual_seed(0)
+    uniform = torch.rand(size, length, rssm.config.stoch, generator=generator, device=agent.device)
+    posterior, _ = agent.world_model.observe(batch, uniform)
+    weights = rssm.recurrence()
+    states = [State(posterior.deter[:, t], posterior.stoch[:, t]) for t in range(context)]
+    for t in range(context, length):
+        states.append(rssm.imagine_step(weights, states[-1], batch.prev_action[:, t], uniform[:, t]))
+    stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
+    return decoder.predict(decoder(rssm.feature(stacked)))
+
+
+def comparison(truth: Tensor, prediction: Tensor, context: int = CONTEXT) -> np.ndarray:
+    """Frames (T, height, width, 3) uint8: rows of truth, model and error, a column for each sequence.
+
+    Args:
+        truth: (B, T, H, W, C) uint8.
+        prediction: (B, T, H, W, C) in [0, 1].
+        context: so many frames get a green bar, since the model has seen them.
+    """
+    real = truth.float().cpu() / 255
+    dream = prediction.float().cpu()
+    rows = torch.cat([real, dream, (dream - real + 1) / 2], 2)  # (B, T, 3 H, W, C)
+    frames = (rows.clamp(0, 1) * 255).to(torch.uint8).numpy()
+    frames = np.concatenate(list(frames), 2)  # (T, 3 H, B W, C)
+    frames = to_rgb(frames)
+    bars = np.zeros((len(frames), BAR, *frames.shape[2:]), np.uint8)
+    bars[:context] = MARK
+    return np.concatenate([bars, frames], 1)
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """(..., C) uint8 -> (..., 3): one or two channels as grey, more as the first three."""
+    return images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, -1)
+
+
+def gif(frames: np.ndarray, fps: int = 10) -> bytes:
+    """Frames (T, H, W, 3) uint8 as an animated GIF."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, optimize=False
+    )
+    return buffer.getvalue()
