@@ -1,1 +1,28 @@
 """DreamerV3: learn a world model, and a policy inside it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .player import Player
+
+__all__ = ["load"]
+
+
+def load(run: str | Path, device: str = "auto", seed: int = 0) -> "Player":
+    """The agent of a run's checkpoint, ready to act.
+
+    Args:
+        run: the run's folder.
+        device: auto, cpu, cuda or mps.
+        seed: of the actions that it samples.
+
+    Raises:
+        UserMistake: the folder holds no readable checkpoint, or there is no such device.
+    """
+    # Here, so that `import dreamer` and the command line's help do not wait for torch.
+    from .checkpoint import RunFolder
+    from .player import Player
+
+    folder = RunFolder(Path(run))
+    return Player(folder.load_agent(device, seed), folder.config().task)

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from . import config as configs
 from . import spaces
+from .agent import Agent
 from .errors import UserMistake
+from .machine import choose_device, choose_dtype
 from .replay import Replay
 
 VERSION = 1
@@ -136,6 +138,15 @@ class RunFolder:
     def load(self) -> dict[str, Any]:
         """The state given to `save`; the replay's part is read by `load_replay`."""
         return self._checkpoint()["state"]
+
+    def load_agent(self, device: str = "auto", seed: int = 0) -> Agent:
+        """The agent of the checkpoint, to act; `seed` is of the actions that it samples."""
+        config, chosen = self.config(), choose_device(device)
+        observation, action = self.spaces()
+        agent = Agent(config, observation, action, chosen, choose_dtype(config.run.precision, chosen))
+        agent.load_state_dict(self.load()["agent"])
+        agent.generator.manual_seed(seed)
+        return agent
 
     def load_replay(self, replay: Replay) -> None:
         """Fill a replay from the rows and latents of the checkpoint."""

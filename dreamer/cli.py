@@ -1,7 +1,6 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .agent import Agent
+    from .checkpoint import RunFolder
     from .config import Config
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
@@ -96,11 +95,12 @@ def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Co
     """The stored config of a run with more frames or other `run.` settings; nothing else may change."""
     from . import config as configs
 
+    there = configs.flatten(stored)
     wanted = configs.flatten(configs.amend(stored, **given, task=task))
     differing = [
-        f"{key} is {value} there, {wanted[key]} was given"
-        for key, value in configs.flatten(stored).items()
-        if wanted.get(key) != value and key != "frames" and not key.startswith("run.")
+        f"{key} is {there.get(key, 'not set')} there, {wanted[key]} was given"
+        for key in wanted
+        if there.get(key) != wanted[key] and key != "frames" and not key.startswith("run.")
     ]
     if differing:
         raise UserError(
@@ -127,101 +127,14 @@ def _new_folder(config: "Config") -> Path:
     return Path("runs") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _train(config: "Config", folder: Any) -> None:
-    import torch
+def _train(config: "Config", folder: "RunFolder") -> None:
+    from .run import start
 
-    from .agent import Agent
-    from .logger import Logger, Terminal
-    from .machine import choose_device, choose_dtype, keep_freed_memory, why_not_compile
-    from .replay import Replay, row_bytes
-    from .spaces import action_spec, observation_spec
-    from .train import Counters
-    from .train import progress as run_progress
-    from .train import train as train_loop
-
-    terminal = Terminal()
-    device = choose_device(config.run.device)
-    dtype = choose_dtype(config.run.precision, device)
-    keep_freed_memory()
     environments = _environments(config, config.envs, config.seed)
     try:
-        observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
-        agent = Agent(config, observation, action, device, dtype)
-        model = config.model
-        capacity = _capacity(
-            config, environments.repeat, row_bytes(observation, action.width, model.deter, model.stoch)
-        )
-        replay = Replay(
-            observation,
-            action.width,
-            (model.deter, model.stoch, model.classes),
-            streams=config.envs,
-            capacity=capacity,
-            length=config.replay.length,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-        counters = Counters(environments.repeat)
-        resumed = folder.has_checkpoint
-        if resumed:
-            state = folder.load()
-            agent.load_state_dict(state["agent"])
-            counters = Counters(**state["counters"])
-            replay.generator.set_state(state["sampler"])
-            folder.load_replay(replay)
-        else:
-            folder.create(config, observation, action)
-        folder.write_config(config)
-        for line in _summary(config, agent, environments, replay, counters, resumed, folder.path):
-            terminal.say(line)
-
-        problem = why_not_compile(device)
-        if config.run.compile and problem:
-            terminal.say(f"Not compiling: {problem}. Everything works, more slowly.")
-        elif config.run.compile:
-            agent.compile()
-            with terminal.waiting("Compiling, once for this machine and model"):
-                _warm_up(agent, replay, terminal)
-
-        logger = Logger(folder.path, config, terminal, counters)
-        stop = _StopSignal(terminal)
-        saved = time.monotonic()
-
-        def save() -> None:
-            nonlocal saved
-            folder.save(run_progress(counters, agent) | {"sampler": replay.generator.get_state()}, replay)
-            saved = time.monotonic()
-
-        def save_due() -> bool:
-            return time.monotonic() - saved > config.run.checkpoint_seconds
-
-        try:
-            train_loop(
-                config, agent, environments, replay, counters, logger, save, save_due, stopped=lambda: stop.requested
-            )
-        finally:
-            logger.close(counters)
-        save()
-        terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
-        if counters.frames < config.frames:
-            terminal.say(f"Go on:    dreamer train --run {folder.path}")
+        start(config, folder, environments)
     finally:
         environments.close()
-
-
-class _StopSignal:
-    """Ctrl-C and SIGTERM ask the loop to finish its row and save; a second one stops at once."""
-
-    def __init__(self, terminal: Any):
-        self.requested = False
-        self._terminal = terminal
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.requested:
-            sys.exit(128 + number)
-        self.requested = True
-        self._terminal.say("Stopping: saving a checkpoint first.")
 
 
 @main.command()
@@ -230,43 +143,41 @@ class _StopSignal:
 @click.option("--greedy", is_flag=True, help="The most likely action instead of a sample.")
 @click.option("--seed", default=1_000_000, show_default=True, help="Of the environments and of the sampled actions.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+@click.option("--video", type=click.Path(path_type=Path), help="Also film the first episode, as .gif or .mp4.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the mean score at its top.")
-def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, as_json: bool) -> None:
+def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, video: Path | None, as_json: bool) -> None:
     """Score the checkpoint of RUN on whole episodes."""
     from .checkpoint import RunFolder
     from .evaluate import evaluate as play
+    from .published import human_normalized
+    from .video import check_path, write
 
     if episodes < 1:
         raise UserError(f"{episodes} episodes leave nothing to score; give 1 or more")
+    if video is not None:
+        check_path(video)
     folder = RunFolder(run)
     config = folder.config()
-    agent = _load_agent(folder, config, device, seed)
+    agent = folder.load_agent(device, seed)
+    film: list[Any] | None = [] if video is not None else None
     environments = _environments(config, min(episodes, 8), seed)
     try:
-        scores = play(agent, environments, episodes, greedy)
+        scores = play(agent, environments, episodes, greedy, film)
     finally:
         environments.close()
+    if video is not None and film:
+        write(video, film)
+    human = human_normalized(config.task, scores.mean)
     if as_json:
-        click.echo(json.dumps(scores.to_json()))
+        click.echo(json.dumps(scores.to_json() | ({} if human is None else {"human_normalized": human})))
         return
     low, high = scores.interval()
     click.echo(
         f"{config.task}: mean score {scores.mean:.6g} (95% interval {low:.6g} to {high:.6g}), "
         f"standard deviation {scores.std:.6g}, "
         f"{episodes} episodes of {min(scores.lengths)} to {max(scores.lengths)} steps"
+        + ("" if human is None else f"; human-normalised {human:.3g} (0 is random play, 1 a human)")
     )
-
-
-def _load_agent(folder: Any, config: "Config", device: str, seed: int) -> "Agent":
-    from .agent import Agent
-    from .machine import choose_device, choose_dtype
-
-    chosen = choose_device(device)
-    observation, action = folder.spaces()
-    agent = Agent(config, observation, action, chosen, choose_dtype(config.run.precision, chosen))
-    agent.load_state_dict(folder.load()["agent"])
-    agent.generator.manual_seed(seed)
-    return agent
 
 
 def _import_envs() -> ModuleType:
@@ -288,49 +199,3 @@ def _environments(config: "Config", count: int, seed: int) -> Any:
 
     # Far apart, so that neither runs with neighbouring seeds nor their evaluations share an environment.
     return package.Vector([make] * count, seeds=[seed * 10_000 + i for i in range(count)])
-
-
-def _capacity(config: "Config", repeat: int, row: int) -> int:
-    """Rows that the replay may hold: as configured, no more than the run has, within half of the memory."""
-    from .machine import total_memory
-
-    wanted = min(config.replay.capacity, -(-config.frames // repeat) + config.envs)
-    affordable = total_memory() // 2 // row
-    return min(wanted, affordable)
-
-
-def _warm_up(agent: "Agent", replay: Any, terminal: Any) -> None:
-    """Call what is compiled once, on zeros, so that it compiles now; without a trace in the agent."""
-    try:
-        agent.warm_up(replay.blank(agent.config.replay.batch), replay.streams)
-    except Exception as error:  # whatever a compiler may raise
-        agent.uncompile()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        terminal.say(f"Not compiling: {reason}. Everything works, more slowly.")
-
-
-def _summary(
-    config: "Config", agent: "Agent", environments: Any, replay: Any, counters: Any, resumed: bool, path: Path
-) -> list[str]:
-    spec = agent.observation_spec
-    seen = [f"{key} {'x'.join(map(str, shape))} (image)" for key, shape in spec.images.items()]
-    seen += [f"{key} {size} (vector)" for key, size in spec.floats.items()]
-    seen += [f"{key} {len(classes)} (integers)" for key, classes in spec.integers.items()]
-    done = [
-        f"{part.key}: " + (f"one of {'x'.join(map(str, part.classes))}" if part.classes else f"{part.size} numbers")
-        for part in agent.action_spec.parts
-    ]
-    batch = config.replay.batch * config.replay.length
-    rows = config.frames // counters.repeat
-    gigabytes = sum(values.numel() * values.element_size() for values in replay.data.values()) / 1e9
-    millions, precision = agent.parameter_count / 1e6, str(agent.dtype).removeprefix("torch.")
-    return [
-        f"{'Continuing' if resumed else 'Training'} {config.task} in {path}",
-        f"  sees {', '.join(seen)}; does {', '.join(done)}",
-        *(f"  {note}" for note in environments.notes),
-        f"  model {config.size}, {millions:.2f} million parameters, {agent.device.type}, {precision}",
-        f"  {config.frames:,} frames, {counters.repeat} for each action, {config.envs} environments",
-        f"  train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps, "
-        f"{int(rows * config.ratio / batch):,} updates in all",
-        f"  replay of {replay.streams * replay.rows:,} rows, {gigabytes:.1f} GB when full",
-    ]

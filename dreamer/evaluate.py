@@ -38,7 +38,9 @@ class Scores:
         return {"mean": self.mean, "std": self.std, "interval_95": list(self.interval()), **asdict(self)}
 
 
-def evaluate(agent: Agent, environments: Environments, episodes: int, greedy: bool = False) -> Scores:
+def evaluate(
+    agent: Agent, environments: Environments, episodes: int, greedy: bool = False, film: list[np.ndarray] | None = None
+) -> Scores:
     """Play whole episodes.
 
     Each environment plays its share and no more: taking whichever end first would favour short ones.
@@ -48,6 +50,7 @@ def evaluate(agent: Agent, environments: Environments, episodes: int, greedy: bo
         environments: N of them, not begun.
         episodes: at least 1.
         greedy: the most likely action instead of a sample.
+        film: gets the pictures (H, W, 3) of the first environment's first episode, where it can draw itself.
     """
     if episodes < 1:
         raise UserMistake(f"{episodes} episodes leave nothing to score; give 1 or more")
@@ -60,6 +63,8 @@ def evaluate(agent: Agent, environments: Environments, episodes: int, greedy: bo
         rows = environments.step(agent.action_spec.to_environment(memory.action.cpu().numpy()))
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory, greedy)
+        if film is not None and not finished[0] and (picture := environments.render(0)) is not None:
+            film.append(picture)
         score = np.where(rows.is_first, 0.0, score + rows.reward)
         length = np.where(rows.is_first, 0, length + 1)
         for i in np.flatnonzero(rows.is_last):

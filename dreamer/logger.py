@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .agent import Agent
 from .config import Config
+from .published import passes_zero, short
 from .replay import Batch
 from .train import Counters, Rows
 from .video import comparison, gif, open_loop
@@ -141,7 +142,8 @@ class Logger:
         self._sums: dict[str, torch.Tensor] = {}
         self._updates = 0
         now = time.monotonic()
-        self._begin = (now, counters.rows)
+        self._pace = Pace()
+        self._said_when = False
         self._mark = (now, counters.rows, counters.updates)
 
     def rows(self, rows: Rows, counters: Counters) -> None:
@@ -163,6 +165,7 @@ class Logger:
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._updates += 1
+        self._say_when(counters)
         self._terminal.progress(self._line(counters))
 
     def show(self, agent: Agent, batch: Batch, counters: Counters) -> None:
@@ -202,16 +205,54 @@ class Logger:
         parts = [f"{frames:,} of {goal:,} frames", f"{counters.updates:,} updates", f"{self._episodes:,} episodes"]
         if self._recent:
             parts.append(f"last score {self._recent[-1]:.6g}, mean of {len(self._recent)}: {np.mean(self._recent):.6g}")
-        started, rows = self._begin
-        elapsed, done = time.monotonic() - started, counters.rows - rows
-        if done and elapsed > 1:
-            rate = done / elapsed
-            parts.append(f"{rate:.1f} steps/s")
-            parts.append(f"{_duration((goal - frames) / counters.repeat / rate)} left")
+        rows_rate, updates_rate = self._pace.rates(counters)
+        if rows_rate:
+            parts.append(f"{updates_rate:.2g} updates/s, {rows_rate:.3g} steps/s")
+            parts.append(f"{duration((goal - frames) / counters.repeat / rows_rate)} left")
         return ", ".join(parts)
 
+    def _say_when(self, counters: Counters) -> None:
+        """Once the speed of learning is known: when a published milestone and the end will be reached here."""
+        rows_rate, _ = self._pace.rates(counters)
+        if self._said_when or not self._pace.settled or not rows_rate:
+            return
+        self._said_when = True
+        frames_rate = rows_rate * counters.repeat
+        text = f"At this speed the run takes {duration((self._config.frames - counters.frames) / frames_rate)} more"
+        zero = passes_zero(self._config.task)
+        if zero and counters.frames < zero:
+            away = duration((zero - counters.frames) / frames_rate)
+            text += f"; {short(zero)} frames, where the published agent passes 0, are {away} away"
+        self._terminal.say(text + ".")
 
-def _duration(seconds: float) -> str:
+
+class Pace:
+    """Rows and updates a second since learning began: what came before was quicker and tells nothing."""
+
+    SETTLED_SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self._begin: tuple[float, int, int] | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self._begin is not None and time.monotonic() - self._begin[0] > self.SETTLED_SECONDS
+
+    def rates(self, counters: Counters) -> tuple[float, float]:
+        """Rows and updates a second, zeros while there is nothing to tell."""
+        now = time.monotonic()
+        if self._begin is None:
+            if counters.updates:
+                self._begin = (now, counters.rows, counters.updates)
+            return 0.0, 0.0
+        began, rows, updates = self._begin
+        seconds = now - began
+        if seconds < 2:
+            return 0.0, 0.0
+        return (counters.rows - rows) / seconds, (counters.updates - updates) / seconds
+
+
+def duration(seconds: float) -> str:
     minutes = max(0, round(seconds / 60))
     if minutes < 60:
         return f"{minutes} min"

@@ -158,7 +158,13 @@ class Replay:
             for key, (shape, dtype) in _layout(observation, action_width, *latent[:2]).items()
         }
         self.count = 0  # rows of each stream ever added
+        self.first = 0  # rows before it were lost to a shorter ring, before this one was loaded
         self.queue: deque[Window] = deque()
+
+    @property
+    def bytes(self) -> int:
+        """What the ring takes when it is full."""
+        return sum(values.numel() * values.element_size() for values in self.data.values())
 
     @property
     def oldest(self) -> int:
@@ -167,7 +173,7 @@ class Replay:
 
     def oldest_at(self, count: int) -> int:
         """The first row of each stream that is held once `count` were added."""
-        return max(0, count - self.rows)
+        return max(self.first, count - self.rows)
 
     @property
     def starts(self) -> int:
@@ -258,6 +264,7 @@ class Replay:
         """Restore: `rows` and `latents` end at row `count` of `state`, oldest first, each (N, rows, ...)."""
         self.count = int(state["count"])
         self.queue = deque(Window(*window) for window in state["queue"])
+        self.first = self.count - min((values.shape[1] for values in (rows | latents).values()), default=0)
         for key, values in (rows | latents).items():
             kept = min(values.shape[1], self.rows)
             places = torch.arange(self.count - kept, self.count, device=self.device) % self.rows

@@ -34,6 +34,8 @@ class Environments(Protocol):
 
     def step(self, actions: dict[str, np.ndarray]) -> Rows: ...
 
+    def render(self, index: int) -> np.ndarray | None: ...  # (H, W, 3) uint8, where it can be drawn
+
 
 class Observer(Protocol):
     """Whoever watches: it is told what happened and changes nothing."""

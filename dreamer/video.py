@@ -1,6 +1,10 @@
 """Pictures that move: open-loop predictions beside the truth, as GIFs that play in TensorBoard and elsewhere."""
 
 import io
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .agent import Agent
+from .errors import UserMistake
 from .replay import Batch
 from .rssm import State
 
@@ -73,3 +78,26 @@ def gif(frames: np.ndarray, fps: int = 10) -> bytes:
         buffer, "GIF", save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0, optimize=False
     )
     return buffer.getvalue()
+
+
+def check_path(path: Path) -> None:
+    """Raise UserMistake if `write` could not write there."""
+    if path.suffix not in (".gif", ".mp4"):
+        raise UserMistake(f"{path} is neither .gif nor .mp4; give the video one of these endings")
+    if not path.parent.is_dir():
+        raise UserMistake(f"there is no folder {path.parent} to write the video to; make it first")
+    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise UserMistake("an .mp4 needs ffmpeg, which was not found (Debian: apt-get install ffmpeg); or give a .gif")
+
+
+def write(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None:
+    """Pictures (H, W, 3) uint8 as a GIF or, through ffmpeg, an MP4."""
+    if path.suffix == ".gif":
+        path.write_bytes(gif(np.stack(frames), fps))
+        return
+    height, width, _ = frames[0].shape
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    # Most players want even sides and 4:2:0.
+    command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", str(path)]
+    subprocess.run(command, input=np.stack(frames).tobytes(), check=True)

@@ -1,0 +1,56 @@
+"""A trained agent for other people's code."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .agent import Agent, Memory
+from .errors import UserMistake
+
+
+class Player:
+    """Chooses actions as the agent of a run would; `dreamer.load` makes one.
+
+        agent = dreamer.load("runs/FOLDER")
+        observation, state = env.reset()[0], None
+        action, state = agent.act(observation, state)
+
+    Observations and actions are those of `envs.make(task)`: dictionaries of arrays. `state` is what the agent remembers
+    of the episode; None begins a new one.
+    """
+
+    def __init__(self, agent: Agent, task: str):
+        self._agent = agent
+        self.task = task
+
+    def act(
+        self, observation: Mapping[str, Any], state: Memory | None = None, greedy: bool = False
+    ) -> tuple[dict[str, Any], Memory]:
+        """The action for one observation {key: (...)}, or for N at once {key: (N, ...)}, and the state to go on with.
+
+        Raises:
+            UserMistake: a key is missing, or an array has another shape than in training.
+        """
+        spec = self._agent.observation_spec
+        single = False
+        tensors = {}
+        for key in spec.keys:
+            if key not in observation:
+                raise UserMistake(f"the observation has no {key!r}; this agent was trained on {', '.join(spec.keys)}")
+            shape, dtype = spec.shape_and_dtype(key)
+            value = np.asarray(observation[key])
+            single = value.ndim == len(shape)
+            value = value[None] if single else value
+            if value.shape[1:] != shape:
+                raise UserMistake(
+                    f"the observation {key!r} has shape {value.shape[1:]}; this agent was trained on {shape}"
+                )
+            tensors[key] = torch.from_numpy(np.ascontiguousarray(value, dtype))
+        count = len(tensors[spec.keys[0]])
+        first = torch.full((count,), state is None)
+        state = self._agent.start(count) if state is None else state
+        state = self._agent.act(tensors, first, torch.zeros(count, dtype=torch.bool), state, greedy)
+        action = self._agent.action_spec.to_environment(state.action.cpu().numpy())
+        return ({key: value[0] for key, value in action.items()} if single else action), state

@@ -1,0 +1,158 @@
+"""A run from its folder to its last checkpoint: puts the parts together, says what it is about to do, and does it."""
+
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+
+from .agent import Agent
+from .checkpoint import RunFolder
+from .config import Config
+from .logger import Logger, Terminal
+from .machine import choose_device, choose_dtype, keep_freed_memory, total_memory, why_not_compile
+from .published import expectation
+from .replay import Replay, row_bytes
+from .spaces import action_spec, observation_spec
+from .train import Counters, progress, train
+
+
+def start(config: Config, folder: RunFolder, environments: Any) -> None:
+    """Train, from scratch or from the folder's checkpoint, until the frames are seen or somebody stops it.
+
+    Args:
+        config: all settings.
+        folder: new, or with a run of this config.
+        environments: `config.envs` of them, with the spaces that `spaces` describes.
+    """
+    terminal = Terminal()
+    keep_freed_memory()
+    device = choose_device(config.run.device)
+    observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
+    agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
+    replay = _replay(config, agent, environments.repeat)
+    counters = Counters(environments.repeat)
+    resumed = folder.has_checkpoint
+    if resumed:
+        state = folder.load()
+        agent.load_state_dict(state["agent"])
+        counters = Counters(**state["counters"])
+        replay.generator.set_state(state["sampler"])
+        folder.load_replay(replay)
+        folder.write_config(config)
+    else:
+        folder.create(config, observation, action)
+
+    terminal.say(f"{'Continuing' if resumed else 'Training'} {config.task} in {folder.path}")
+    for line in describe(config, agent, replay, environments):
+        terminal.say(f"  {line}")
+    _compile(agent, replay, terminal)
+
+    logger = Logger(folder.path, config, terminal, counters)
+    saver = _Saver(config, folder, agent, replay, counters)
+    stop = _StopSignal(terminal)
+    try:
+        train(config, agent, environments, replay, counters, logger, saver.save, saver.due, stop)
+    finally:
+        logger.close(counters)
+    saver.save()
+    terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
+    if counters.frames < config.frames:
+        terminal.say(f"Go on:    dreamer train --run {folder.path}")
+
+
+def describe(config: Config, agent: Agent, replay: Replay, environments: Any) -> list[str]:
+    """What is about to happen, line by line."""
+    spec, repeat = agent.observation_spec, environments.repeat
+    sees = [f"{key} {'x'.join(map(str, shape))} (image)" for key, shape in spec.images.items()]
+    sees += [f"{key} {size} (vector)" for key, size in spec.floats.items()]
+    sees += [f"{key} {len(classes)} (integers)" for key, classes in spec.integers.items()]
+    does = [
+        f"{part.key}: " + (f"one of {' x '.join(map(str, part.classes))}" if part.classes else f"{part.size} numbers")
+        for part in agent.action_spec.parts
+    ]
+    batch = config.replay.batch * config.replay.length
+    updates = int(config.frames / repeat * config.ratio / batch)
+    expected = expectation(config.task)
+    return [
+        f"sees {', '.join(sees)}; does {', '.join(does)}",
+        *environments.notes,
+        f"model {config.size}, {agent.parameter_count / 1e6:.2f} million parameters, on {agent.device.type} in "
+        f"{str(agent.dtype).removeprefix('torch.')}",
+        f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
+        f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
+        f"({batch / config.ratio * repeat:g} frames), {updates:,} updates in all",
+        f"replay of {replay.streams * replay.rows:,} rows, {replay.bytes / 1e9:.1f} GB when full",
+        *([expected] if expected else []),
+    ]
+
+
+def _replay(config: Config, agent: Agent, repeat: int) -> Replay:
+    """As large as configured, but no larger than the run needs, and within half of the memory."""
+    model = config.model
+    row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
+    needed = -(-config.frames // repeat) + config.envs
+    return Replay(
+        agent.observation_spec,
+        agent.action_spec.width,
+        (model.deter, model.stoch, model.classes),
+        streams=config.envs,
+        capacity=min(config.replay.capacity, needed, total_memory() // 2 // row),
+        length=config.replay.length,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
+    """Compile, or say why not and go on without."""
+    config = agent.config
+    if not config.run.compile:
+        return
+    problem = why_not_compile(agent.device)
+    if problem is None:
+        agent.compile()
+        try:
+            with terminal.waiting("Compiling, once for this machine and model"):
+                agent.warm_up(replay.blank(config.replay.batch), config.envs)
+            return
+        except Exception as error:  # whatever a compiler may raise
+            agent.uncompile()
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    terminal.say(f"Not compiling: {problem}. Everything works, more slowly.")
+
+
+class _Saver:
+    """Writes checkpoints, now and then or when told to."""
+
+    def __init__(self, config: Config, folder: RunFolder, agent: Agent, replay: Replay, counters: Counters):
+        self._seconds = config.run.checkpoint_seconds
+        self._folder, self._agent, self._replay, self._counters = folder, agent, replay, counters
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last > self._seconds
+
+    def save(self) -> None:
+        state = progress(self._counters, self._agent) | {"sampler": self._replay.generator.get_state()}
+        self._folder.save(state, self._replay)
+        self._last = time.monotonic()
+
+
+class _StopSignal:
+    """Ctrl-C and SIGTERM ask the loop to finish its row and save; a second one stops at once."""
+
+    def __init__(self, terminal: Terminal):
+        self.requested = False
+        self._terminal = terminal
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._ask)
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.requested:
+            sys.exit(128 + number)
+        self.requested = True
+        self._terminal.say("Stopping: saving a checkpoint first.")
