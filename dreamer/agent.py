@@ -115,7 +115,7 @@ class Agent:
         tokens = rssm.embed_tokens(self.world_model.encoder(observation))
         keep = (~is_first).float().unsqueeze(-1)
         previous = rssm.embed_action(memory.action * keep)
-        state, _ = rssm.observe_step(weights, memory.state, previous, tokens, keep, uniform)
+        state, _, _ = rssm.observe_step(weights, memory.state, previous, tokens, keep, uniform)
         policy = actor(rssm.feature(state))
         return state, actor.sample(policy, noise), actor.mode(policy)
 

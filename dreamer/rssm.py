@@ -4,7 +4,7 @@ A state is a deterministic part, a wide vector that a block-diagonal GRU carries
 one-hot samples of K classes. The *posterior* has seen the observation of its step, the *prior* predicts without it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,34 +29,96 @@ class State(NamedTuple):
         return State(self.deter.flatten(0, 1), self.stoch.flatten(0, 1))
 
 
-class Product(NamedTuple):
-    """A layer inside the recurrence: weight and bias in compute precision, norm scale in float32."""
+class Offsets(NamedTuple):
+    """What is added to the products of a step: their biases, (width,) for all rows alike or (N, width)."""
 
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor
+    deter: Tensor
+    stoch: Tensor
+    hidden: Tensor
+    gates: Tensor
+    logits: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return norm_silu(F.linear(x, self.weight, self.bias), self.scale)
+
+class Scales(NamedTuple):
+    """The norms' scales, float32."""
+
+    deter: Tensor
+    stoch: Tensor
+    hidden: Tensor
+    posterior: Tensor
 
 
 class Recurrence(NamedTuple):
-    """All weights that the steps of a sequence share, cast and sliced once for the whole sequence.
+    """All that the steps of a sequence share, cast to compute precision and sliced once for the whole sequence.
 
     The block-linear layer sees its own slice of deter beside inputs that every block shares. The shared part is one
     dense product, so that its input is never repeated for each block.
     """
 
-    deter: Product
-    stoch: Product
-    action: Product
-    hidden_block: Tensor  # (blocks, D / blocks, D / blocks): each block's own slice of deter
-    hidden: Product  # (D, 3 hidden): what all blocks share
-    gates_weight: Tensor  # (blocks, D / blocks, 3 D / blocks)
-    gates_bias: Tensor
-    posterior_weight: Tensor  # (hidden, D): deter's part; the tokens' part is taken out of the recurrence
-    posterior_scale: Tensor
-    posterior_logits: tuple[Tensor, Tensor]
+    deter: Tensor  # (hidden, D)
+    stoch: Tensor  # (hidden, S K)
+    own: Tensor  # (blocks, D / blocks, D / blocks): each block's own slice of deter
+    shared: Tensor  # (D, 3 hidden): what all blocks share
+    gates: Tensor  # (blocks, D / blocks, 3 D / blocks)
+    posterior: Tensor  # (hidden, D): deter's part; the tokens' part is taken out of the recurrence
+    logits: Tensor  # (S K, hidden)
+    scales: Scales
+    offsets: Offsets
+
+    def detach(self) -> "Recurrence":
+        """The same weights without gradient; scales and offsets keep theirs."""
+        return Recurrence(
+            self.deter.detach(),
+            self.stoch.detach(),
+            self.own.detach(),
+            self.shared.detach(),
+            self.gates.detach(),
+            self.posterior.detach(),
+            self.logits.detach(),
+            self.scales,
+            self.offsets,
+        )
+
+
+class Inputs(NamedTuple):
+    """What the products of a step were applied to; the weights' gradients need it."""
+
+    deter: Tensor  # (N, D)
+    stoch: Tensor  # (N, S K)
+    shared: Tensor  # (N, 3 hidden)
+    hidden: Tensor  # (N, D)
+    next_deter: Tensor  # (N, D)
+    posterior: Tensor  # (N, hidden)
+
+
+class WeightGradients(torch.autograd.Function):
+    """Gradients of a sequence's weights, once for all its steps.
+
+    Each step adds a row of `offset` to its products with some weights, so the gradient of that row is the gradient of
+    the products' output. The weights' gradients are then one product over the whole sequence, instead of one for each
+    step that would be added up in low precision. The steps themselves use the weights detached, and append what they
+    multiplied them with to `inputs`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, offset: Tensor, inputs: list[list[Tensor]], *weights: Tensor) -> Tensor:
+        """offset (T, N, width) as it is; one list of inputs for each weight, dense or block-diagonal."""
+        ctx.inputs = inputs
+        ctx.shapes = [weight.shape for weight in weights]
+        return offset.view_as(offset)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        outputs = gradient.flatten(0, 1)
+        weights = []
+        for inputs, shape in zip(ctx.inputs, ctx.shapes):
+            x = torch.cat(inputs)
+            if len(shape) == 2:
+                weights.append(outputs.T @ x)
+            else:
+                split = x.unflatten(-1, shape[:2]).permute(1, 2, 0)  # (blocks, in / blocks, T N)
+                weights.append(split @ outputs.unflatten(-1, (shape[0], shape[2])).transpose(0, 1))
+        return gradient, None, *weights
 
 
 class RSSM(nn.Module):
@@ -96,23 +158,24 @@ class RSSM(nn.Module):
         def cast(x: Tensor) -> Tensor:
             return x.to(self.dtype)
 
-        def product(layer: Layer) -> Product:
-            return Product(cast(layer.linear.weight), cast(layer.linear.bias), layer.scale)
-
         own = self.config.deter // self.config.blocks
         block, shared = cast(self.hidden.weight).split([own, 3 * self.config.hidden], 1)
-        posterior = self.posterior.linear.weight[:, : self.config.deter]
         return Recurrence(
-            deter=product(self.deter_in),
-            stoch=product(self.stoch_in),
-            action=product(self.action_in),
-            hidden_block=block.contiguous(),
-            hidden=Product(shared.transpose(1, 2).flatten(0, 1), cast(self.hidden.bias), self.hidden_scale),
-            gates_weight=cast(self.gates.weight),
-            gates_bias=cast(self.gates.bias),
-            posterior_weight=cast(posterior).contiguous(),
-            posterior_scale=self.posterior.scale,
-            posterior_logits=(cast(self.posterior_head.weight), cast(self.posterior_head.bias)),
+            deter=cast(self.deter_in.linear.weight),
+            stoch=cast(self.stoch_in.linear.weight),
+            own=block.contiguous(),
+            shared=shared.transpose(1, 2).flatten(0, 1),
+            gates=cast(self.gates.weight),
+            posterior=cast(self.posterior.linear.weight[:, : self.config.deter]).contiguous(),
+            logits=cast(self.posterior_head.weight),
+            scales=Scales(self.deter_in.scale, self.stoch_in.scale, self.hidden_scale, self.posterior.scale),
+            offsets=Offsets(
+                deter=cast(self.deter_in.linear.bias),
+                stoch=cast(self.stoch_in.linear.bias),
+                hidden=cast(self.hidden.bias),
+                gates=cast(self.gates.bias),
+                logits=cast(self.posterior_head.bias),
+            ),
         )
 
     # The two branches that do not depend on the recurrence, for a whole sequence at once.
@@ -136,7 +199,7 @@ class RSSM(nn.Module):
 
     def observe_step(
         self, weights: Recurrence, state: State, action: Tensor, tokens: Tensor, keep: Tensor, uniform: Tensor
-    ) -> tuple[State, Tensor]:
+    ) -> tuple[State, Tensor, Inputs]:
         """The posterior of the next step.
 
         Args:
@@ -148,21 +211,22 @@ class RSSM(nn.Module):
             uniform: (N, S), random numbers in [0, 1).
 
         Returns:
-            The posterior state, its sample carrying a straight-through gradient, and its logits (N, S, K).
+            The posterior state, its sample carrying a straight-through gradient; its logits (N, S, K); and what the
+            weights were multiplied with.
         """
         stoch = (state.stoch * keep.unsqueeze(-1)).flatten(-2)
-        deter = deterministic_step(weights, state.deter * keep, stoch, action)
-        x = norm_silu(F.linear(deter.to(self.dtype), weights.posterior_weight) + tokens, weights.posterior_scale)
-        logits = F.linear(x, *weights.posterior_logits).float()
+        deter, inputs = deterministic_step(weights, state.deter * keep, stoch, action)
+        narrow = deter.to(self.dtype)
+        hidden = norm_silu(narrow @ weights.posterior.T + tokens, weights.scales.posterior)
+        logits = (hidden @ weights.logits.T + weights.offsets.logits).float()
         logits = logits.unflatten(-1, (self.config.stoch, self.config.classes))
         probs = dist.mixed_probs(logits)
         sample = dist.straight_through(dist.sample_onehot(probs, uniform), probs)
-        return State(deter, sample), logits
+        return State(deter, sample), logits, Inputs(*inputs, narrow, hidden)
 
     def imagine_step(self, weights: Recurrence, state: State, action: Tensor, uniform: Tensor) -> State:
         """A sample of the prior for the next step, after a raw action (N, A); `uniform` is (N, S)."""
-        embedded = weights.action(limit_action(action).to(self.dtype))
-        deter = deterministic_step(weights, state.deter, state.stoch.flatten(-2), embedded)
+        deter, _ = deterministic_step(weights, state.deter, state.stoch.flatten(-2), self.embed_action(action))
         probs = dist.mixed_probs(self.prior_logits(deter))
         return State(deter, dist.sample_onehot(probs, uniform))
 
@@ -183,15 +247,21 @@ class RSSM(nn.Module):
         Returns:
             States (B, T, ...) and raw posterior logits (B, T, S, K).
         """
-        weights = self.recurrence()
         keep = (~is_first).float().unsqueeze(-1)
         actions = self.embed_action(prev_action * keep)
-        embedded = self.embed_tokens(tokens)
+        weights = self.recurrence()
+        record: dict[str, list[Tensor]] = {name: [] for name in Inputs._fields}
+        offsets, embedded = _defer_gradients(weights, self.embed_tokens(tokens).transpose(0, 1), record)
+        fixed = weights.detach()
         state, states, logits = start, [], []
         for t in range(is_first.shape[1]):
-            state, logit = self.observe_step(weights, state, actions[:, t], embedded[:, t], keep[:, t], uniform[:, t])
+            state, logit, used = self.observe_step(
+                fixed._replace(offsets=offsets[t]), state, actions[:, t], embedded[t], keep[:, t], uniform[:, t]
+            )
             states.append(state)
             logits.append(logit)
+            for name, x in used._asdict().items():
+                record[name].append(x.detach())
         stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
         return stacked, torch.stack(logits, 1)
 
@@ -225,16 +295,53 @@ def limit_action(action: Tensor) -> Tensor:
     return action / action.abs().clamp(min=1).detach()
 
 
-def deterministic_step(weights: Recurrence, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-    """The block-diagonal GRU: deter (N, D), flat stoch (N, S K), action (N, hidden) -> deter (N, D), float32."""
-    dtype, blocks = action.dtype, weights.gates_weight.shape[0]
-    narrow = deter.to(dtype)
-    shared = torch.cat([weights.deter(narrow), weights.stoch(stoch.to(dtype)), action], -1)
-    x = F.linear(shared, weights.hidden.weight, weights.hidden.bias) + block_linear(narrow, weights.hidden_block)
-    x = block_linear(norm_silu(x, weights.hidden.scale), weights.gates_weight) + weights.gates_bias
+def deterministic_step(
+    weights: Recurrence, deter: Tensor, stoch: Tensor, action: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The block-diagonal GRU.
+
+    Args:
+        weights: from `RSSM.recurrence`.
+        deter: (N, D).
+        stoch: (N, S K).
+        action: embedded (N, hidden), in compute precision.
+
+    Returns:
+        The next deter (N, D), float32, and the first four of `Inputs`.
+    """
+    offsets, scales, blocks = weights.offsets, weights.scales, weights.gates.shape[0]
+    narrow, stoch = deter.to(action.dtype), stoch.to(action.dtype)
+    from_deter = norm_silu(narrow @ weights.deter.T + offsets.deter, scales.deter)
+    from_stoch = norm_silu(stoch @ weights.stoch.T + offsets.stoch, scales.stoch)
+    shared = torch.cat([from_deter, from_stoch, action], -1)
+    x = shared @ weights.shared.T + block_linear(narrow, weights.own) + offsets.hidden
+    hidden = norm_silu(x, scales.hidden)
     # Within each block lie a reset gate, a candidate and an update gate, each as wide as the block's slice of deter.
-    gates = x.float().unflatten(-1, (blocks, 3, -1))
+    gates = (block_linear(hidden, weights.gates) + offsets.gates).float().unflatten(-1, (blocks, 3, -1))
     reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
     candidate = torch.tanh(torch.sigmoid(reset) * candidate)
     update = torch.sigmoid(update - 1)
-    return update * candidate + (1 - update) * deter
+    return update * candidate + (1 - update) * deter, (narrow, stoch, shared, hidden)
+
+
+def _defer_gradients(
+    weights: Recurrence, tokens: Tensor, record: dict[str, list[Tensor]]
+) -> tuple[list[Offsets], tuple[Tensor, ...]]:
+    """Offsets and embedded tokens (N, ...) of each step, through which `weights` get their gradients.
+
+    `record` holds a list for each name of `Inputs`, which the steps fill. `tokens` is (T, N, hidden).
+    """
+    length, rows, _ = tokens.shape
+
+    def defer(bias: Tensor, inputs: list[list[Tensor]], *products: Tensor) -> tuple[Tensor, ...]:
+        return WeightGradients.apply(bias.expand(length, rows, -1), inputs, *products).unbind(0)
+
+    biases = weights.offsets
+    steps = zip(
+        defer(biases.deter, [record["deter"]], weights.deter),
+        defer(biases.stoch, [record["stoch"]], weights.stoch),
+        defer(biases.hidden, [record["deter"], record["shared"]], weights.own, weights.shared),
+        defer(biases.gates, [record["hidden"]], weights.gates),
+        defer(biases.logits, [record["posterior"]], weights.logits),
+    )
+    return [Offsets(*step) for step in steps], defer(tokens, [record["next_deter"]], weights.posterior)
