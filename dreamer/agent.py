@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .actor_critic import ActorCritic
-from .config import Config, LossScales
+from .config import Config, LossScales, seeds
 from .imagination import Imagination, Noise
 from .optimizer import LaProp
 from .replay import Batch
@@ -47,7 +47,7 @@ class Agent:
         self.dtype = dtype
         discount = 1 - 1 / config.behavior.discount_horizon
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(seeds(config.seed).parameters)
             self.world_model = WorldModel(config.model, observation, action, discount, dtype).to(device)
             self.actor_critic = ActorCritic(
                 config.behavior, action, self.world_model.feature_width, config.model.units, discount
@@ -56,7 +56,7 @@ class Agent:
         self.parameters = [*self.world_model.parameters(), *self.actor_critic.parameters()]
         self.parameters = [p for p in self.parameters if p.requires_grad]
         self.optimizer = LaProp(self.parameters, config.optimizer)
-        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.generator = torch.Generator(device).manual_seed(seeds(config.seed).noise)
         self._recurrence: Recurrence | None = None
 
     @property
@@ -99,7 +99,7 @@ class Agent:
         noise = self.actor_critic.actor.draw_noise((count,), self.generator)
         moved = {key: value.to(self.device) for key, value in observation.items()}
         state, sampled, likely = self._policy(self._recurrence, memory, moved, is_first.to(self.device), uniform, noise)
-        action = (likely if greedy else sampled) * (~is_last.to(self.device)).unsqueeze(-1)
+        action = torch.where(is_last.to(self.device).unsqueeze(-1), 0.0, likely if greedy else sampled)
         return Memory(state, action)
 
     def _policy(
@@ -113,8 +113,8 @@ class Agent:
     ) -> tuple[State, Tensor, Tensor]:
         rssm, actor = self.world_model.rssm, self.actor_critic.actor
         tokens = rssm.embed_tokens(self.world_model.encoder(observation))
-        keep = (~is_first).float().unsqueeze(-1)
-        previous = rssm.embed_action(memory.action * keep)
+        keep = ~is_first.unsqueeze(-1)
+        previous = rssm.embed_action(torch.where(keep, memory.action, 0.0))
         state, _, _ = rssm.observe_step(weights, memory.state, previous, tokens, keep, uniform)
         policy = actor(rssm.feature(state))
         return state, actor.sample(policy, noise), actor.mode(policy)

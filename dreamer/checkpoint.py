@@ -14,7 +14,6 @@ loading never executes anything that a file contains.
 
 import json
 import os
-import pickle
 import platform
 from collections.abc import Callable
 from importlib import metadata
@@ -61,7 +60,7 @@ def _read_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the folder is not complete") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever the unpickler stumbles over
         raise CheckpointError(
             f"{path} is not a readable checkpoint of this program ({error.__class__.__name__})"
         ) from error
@@ -94,6 +93,8 @@ class RunFolder:
         """Write down what the run is."""
         try:
             (self.path / "replay").mkdir(parents=True, exist_ok=True)
+            for _, _, path in self._segments():
+                path.unlink()  # written for a first checkpoint that was never completed
             _write_json(self.path / "spaces.json", spaces.to_json(observation, action))
             _write_json(self.path / "versions.json", _versions())
             self.write_config(config)
@@ -111,7 +112,11 @@ class RunFolder:
         return configs.from_json(self._read_json("config.json"))
 
     def spaces(self) -> tuple[spaces.ObservationSpec, spaces.ActionSpec]:
-        return spaces.from_json(self._read_json("spaces.json"))
+        data = self._read_json("spaces.json")
+        try:
+            return spaces.from_json(data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'spaces.json'} was not written by this program") from error
 
     def _read_json(self, name: str) -> Any:
         try:
@@ -151,18 +156,26 @@ class RunFolder:
     def load_replay(self, replay: Replay) -> None:
         """Fill a replay from the rows and latents of the checkpoint."""
         state = self._checkpoint()["replay"]
-        count, rows = state["count"], []
+        count, rows, upto = state["count"], [], None
         for start, end, path in self._segments():
             if start >= count:
                 path.unlink()  # written for a checkpoint that was never completed
             elif end > replay.oldest_at(count):
+                if upto not in (None, start):
+                    break
                 rows.append(_read_tensors(path))
+                upto = end
+        if upto != (count or None):
+            raise CheckpointError(
+                f"rows are missing from row {upto or 0} on in {self.path / 'replay'}; the folder is not complete"
+            )
         latents = _read_tensors(self.path / "replay" / f"latents-{count}.pt")
         replay.load(state, _concatenate(rows), latents)
 
     def _checkpoint(self) -> dict[str, Any]:
         checkpoint = _read_tensors(self.path / "checkpoint.pt")
-        if not isinstance(checkpoint, dict) or "version" not in checkpoint:
+        keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
+        if not {"version", "state", "replay"} <= keys:
             raise CheckpointError(f"{self.path / 'checkpoint.pt'} was not written by this program")
         if checkpoint["version"] != VERSION:
             raise CheckpointError(

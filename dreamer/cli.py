@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
+import functools
 import json
 import sys
 import time
@@ -160,7 +161,7 @@ def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, vid
     config = folder.config()
     agent = folder.load_agent(device, seed)
     film: list[Any] | None = [] if video is not None else None
-    environments = _environments(config, min(episodes, 8), seed)
+    environments = _environments(config, min(episodes, 8), seed, drawn=film is not None)
     try:
         scores = play(agent, environments, episodes, greedy, film)
     finally:
@@ -191,11 +192,54 @@ def _import_envs() -> ModuleType:
     return envs
 
 
-def _environments(config: "Config", count: int, seed: int) -> Any:
+def _environments(config: "Config", count: int, seed: int, drawn: bool = False) -> Any:
+    """`count` environments of the run's task; `drawn` ones can render themselves."""
     package = _import_envs()
-
-    def make() -> Any:
-        return package.make(config.task, repeat=config.repeat, **config.environment)
-
+    options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
+    if drawn and config.task.startswith("gym/"):
+        options["render_mode"] = "rgb_array"  # Gymnasium wants to know when it makes one
     # Far apart, so that neither runs with neighbouring seeds nor their evaluations share an environment.
-    return package.Vector([make] * count, seeds=[seed * 10_000 + i for i in range(count)])
+    return package.Vector(
+        [functools.partial(package.make, config.task, **options)] * count,
+        seeds=[seed * 10_000 + i for i in range(count)],
+        processes=package.steps_in_processes(config.task, count, **options),
+    )
+
+
+@main.command("envs")
+@click.argument("pattern", required=False)
+def list_envs(pattern: str | None) -> None:
+    """List suites and protocols, or the tasks that match PATTERN.
+
+    PATTERN is a part of a name, or has wildcards, best in quotes: walker, 'atari/*', 'gym/Cart*'.
+    """
+    from . import listing
+
+    package = _import_envs()
+    found = listing.read(package.suites(), package.TaskError, pattern)
+    if pattern is None:
+        click.echo(listing.overview(found, CPU_SIZE))
+        return
+    for reason in dict.fromkeys(listed.missing for listed in found if listed.missing):
+        click.echo(f"Not searched: {reason}", err=True)
+    click.echo("\n".join(listing.matching(found, pattern)))
+
+
+@main.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Check this machine, and say how to mend it.
+
+    A line for each thing that training needs; what is missing comes with the command that installs it. The exit code
+    is 0 if everything needed works. Without a GPU or a compiler training works too, more slowly.
+    """
+    from . import doctor as examination
+
+    findings = []
+    for check in examination.checks(_import_envs, Path("runs")):
+        with examination.saying(check.meanwhile, sys.stderr):
+            findings.append(examination.run(check))
+        click.echo(examination.report(findings[-1]))
+    click.echo("\n" + examination.conclusion(findings))
+    if any(finding.state == "problem" for finding in findings):
+        context.exit(1)

@@ -8,7 +8,9 @@ import difflib
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .errors import UserMistake
 
@@ -90,6 +92,7 @@ class RunConfig:
     compile: bool = True
     checkpoint_seconds: float = 300.0
     log_seconds: float = 15.0
+    video_seconds: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,19 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     replay: ReplayConfig = ReplayConfig()
     run: RunConfig = RunConfig()
+
+
+class Seeds(NamedTuple):
+    """Seeds of independent streams of random numbers."""
+
+    parameters: int
+    noise: int
+    sampling: int
+
+
+def seeds(seed: int) -> Seeds:
+    """The seeds that stem from the one of a run."""
+    return Seeds(*np.random.SeedSequence(seed).generate_state(3).tolist())
 
 
 def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
@@ -135,9 +151,16 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 POSITIVE = {
     "frames", "repeat", "ratio", "envs", "model.deter", "model.hidden", "model.stoch", "model.classes", "model.blocks",
     "model.depth", "model.units", "behavior.horizon", "behavior.discount_horizon", "optimizer.learning_rate",
-    "optimizer.warmup", "replay.batch", "replay.length", "replay.capacity", "run.checkpoint_seconds",
-    "run.log_seconds",
+    "optimizer.warmup", "optimizer.clip", "optimizer.min_norm", "optimizer.epsilon", "behavior.return_limit",
+    "replay.batch", "replay.length", "replay.capacity", "run.checkpoint_seconds", "run.log_seconds",
+    "run.video_seconds",
 }  # fmt: skip
+AT_MOST = {
+    "model.classes": 256,  # the replay keeps a class in one byte
+    "behavior.trace": 1, "behavior.slow_rate": 1, "behavior.return_rate": 1, "behavior.return_low": 1,
+    "behavior.return_high": 1, "optimizer.beta1": 0.99999, "optimizer.beta2": 0.99999,
+}  # fmt: skip
+AT_LEAST = {"replay.length": 2}  # the replay critic learns from T - 1 steps
 CHOICES = {
     "size": tuple(SIZES),
     "run.device": ("auto", "cpu", "cuda", "mps"),
@@ -182,6 +205,12 @@ def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = 
             f"model.deter={config.model.deter} is not a multiple of model.blocks={config.model.blocks}; "
             "change one of them"
         )
+    batch, length, capacity = config.replay.batch, config.replay.length, config.replay.capacity
+    if capacity < (batch + config.envs) * length:
+        raise ConfigError(
+            f"replay.capacity={capacity} is too small: the first update takes replay.batch={batch} sequences of "
+            f"replay.length={length} from envs={config.envs}, so {(batch + config.envs) * length} rows at least"
+        )
     return config
 
 
@@ -210,6 +239,8 @@ def from_json(data: dict[str, Any]) -> Config:
 
 def _build(cls: Any, data: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
+    if not isinstance(data, dict):
+        raise ConfigError(f"this config was written by something else: {prefix.rstrip('.') or 'it'} holds {data!r}")
     unknown = set(data) - set(hints)
     missing = set(hints) - set(data)
     if unknown or missing:
@@ -219,10 +250,20 @@ def _build(cls: Any, data: dict[str, Any], prefix: str) -> Any:
         )
     return cls(
         **{
-            key: _build(kind, data[key], f"{prefix}{key}.") if is_dataclass(kind) else data[key]
+            key: _build(kind, data[key], f"{prefix}{key}.")
+            if is_dataclass(kind)
+            else _stored(prefix + key, data[key], kind)
             for key, kind in hints.items()
         }
     )
+
+
+def _stored(key: str, value: Any, kind: Any) -> Any:
+    """A value as JSON gave it, if it is of the kind that the field holds."""
+    kind = dict if typing.get_origin(kind) is dict else float | int if kind is float else kind
+    if not isinstance(value, kind):
+        raise ConfigError(f"this config holds {key}={value!r}, which is of the wrong kind")
+    return value
 
 
 def _split(setting: str) -> tuple[str, str]:
@@ -288,3 +329,8 @@ def _check(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value} must be greater than 0")
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
         raise ConfigError(f"{key}={value} must be a finite number")
+    if isinstance(value, int | float) and not key.startswith("environment."):
+        if value < AT_LEAST.get(key, 0):
+            raise ConfigError(f"{key}={value} must be at least {AT_LEAST.get(key, 0)}")
+        if value > AT_MOST.get(key, value):
+            raise ConfigError(f"{key}={value} must be at most {AT_MOST[key]}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import threading
 import time
@@ -21,9 +22,10 @@ from .config import Config
 from .published import passes_zero, short
 from .replay import Batch
 from .train import Counters, Rows
-from .video import comparison, gif, open_loop
+from .video import comparison, gif, open_loop, to_rgb
 
 QUIET_SECONDS = 10.0  # between plain lines, where there is no terminal
+FIRST_VIDEO_SECONDS = 60.0
 
 
 class Curves:
@@ -38,7 +40,7 @@ class Curves:
             lines = [line for line in path.read_text().splitlines() if _frames_of(line) <= frames]
             path.write_text("".join(line + "\n" for line in lines))
         self._file = path.open("a")
-        self._writer = SummaryWriter(str(folder), purge_step=frames + 1 if frames else None, max_queue=100)
+        self._writer = SummaryWriter(str(folder), purge_step=frames + 1, max_queue=100)
 
     def add(self, scalars: dict[str, float], frames: int) -> None:
         for name, value in scalars.items():
@@ -70,12 +72,12 @@ def _frames_of(line: str) -> float:
 class Terminal:
     """One line that is rewritten in a terminal; plain lines now and then elsewhere."""
 
-    def __init__(self, stream: TextIO = sys.stderr):
-        self._stream = stream
-        self._live = stream.isatty()
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
         self._shown = 0  # characters of the live line
         self._last = -math.inf
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may speak while a line is being written
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -91,6 +93,8 @@ class Terminal:
             if now - self._last < (0.2 if self._live else QUIET_SECONDS):
                 return
             self._clear()
+            if self._live:  # a line that wraps could not be taken back
+                text = text[: shutil.get_terminal_size().columns - 1]
             self._stream.write(text if self._live else text + "\n")
             self._stream.flush()
             self._shown = len(text) if self._live else 0
@@ -142,12 +146,15 @@ class Logger:
         self._sums: dict[str, torch.Tensor] = {}
         self._updates = 0
         now = time.monotonic()
+        self._shown = now - config.run.video_seconds + FIRST_VIDEO_SECONDS
+        self._film = Film()
         self._pace = Pace()
         self._said_when = False
         self._mark = (now, counters.rows, counters.updates)
 
     def rows(self, rows: Rows, counters: Counters) -> None:
         """Count scores and lengths; at the end of an episode write them down."""
+        self._film.add(rows)
         self._scores = np.where(rows.is_first, 0.0, self._scores + rows.reward)
         self._lengths = np.where(rows.is_first, 0, self._lengths + 1)
         frames = counters.frames
@@ -169,8 +176,14 @@ class Logger:
         self._terminal.progress(self._line(counters))
 
     def show(self, agent: Agent, batch: Batch, counters: Counters) -> None:
-        """For each image key a video of what the model expects, beside what came."""
+        """Now and then, for each image key: the last episode, and what the model expects beside what came."""
+        now = time.monotonic()
+        if not agent.observation_spec.images or now - self._shown < self._config.run.video_seconds:
+            return
+        self._shown = now
         few = 4  # sequences side by side
+        if self._film.finished:
+            self._curves.add_video("episode/video", np.stack(self._film.finished), counters.frames)
         predictions = open_loop(agent, batch)
         for key in agent.observation_spec.images:
             frames = comparison(batch.observation[key][:few], predictions[key][:few])
@@ -224,6 +237,27 @@ class Logger:
             away = duration((zero - counters.frames) / frames_rate)
             text += f"; {short(zero)} frames, where the published agent passes 0, are {away} away"
         self._terminal.say(text + ".")
+
+
+class Film:
+    """The beginning of the first environment's last episode, if it sees images."""
+
+    FRAMES = 300
+
+    def __init__(self) -> None:
+        self.finished: list[np.ndarray] = []  # (H, W, 3) uint8 each
+        self._now: list[np.ndarray] = []
+
+    def add(self, rows: Rows) -> None:
+        image = next((value[0] for value in rows.observation.values() if value.ndim == 4), None)
+        if image is None:
+            return
+        if rows.is_first[0]:
+            self._now = []
+        if len(self._now) < self.FRAMES:
+            self._now.append(to_rgb(image))
+        if rows.is_last[0] or len(self._now) == self.FRAMES:
+            self.finished = self._now
 
 
 class Pace:

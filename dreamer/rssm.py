@@ -207,15 +207,16 @@ class RSSM(nn.Module):
             state: the step before, (N, ...).
             action: embedded previous action (N, hidden), zeroed *before* the embedding where the episode begins.
             tokens: embedded tokens (N, hidden).
-            keep: (N, 1), 0 where the episode begins, else 1.
+            keep: (N, 1) bool, no where the episode begins.
             uniform: (N, S), random numbers in [0, 1).
 
         Returns:
             The posterior state, its sample carrying a straight-through gradient; its logits (N, S, K); and what the
             weights were multiplied with.
         """
-        stoch = (state.stoch * keep.unsqueeze(-1)).flatten(-2)
-        deter, inputs = deterministic_step(weights, state.deter * keep, stoch, action)
+        # Not by a product: 0 times infinity would carry into the next episode what broke this one.
+        deter, stoch = torch.where(keep, state.deter, 0.0), torch.where(keep.unsqueeze(-1), state.stoch, 0.0)
+        deter, inputs = deterministic_step(weights, deter, stoch.flatten(-2), action)
         narrow = deter.to(self.dtype)
         hidden = norm_silu(narrow @ weights.posterior.T + tokens, weights.scales.posterior)
         logits = (hidden @ weights.logits.T + weights.offsets.logits).float()
@@ -247,8 +248,8 @@ class RSSM(nn.Module):
         Returns:
             States (B, T, ...) and raw posterior logits (B, T, S, K).
         """
-        keep = (~is_first).float().unsqueeze(-1)
-        actions = self.embed_action(prev_action * keep)
+        keep = ~is_first.unsqueeze(-1)
+        actions = self.embed_action(torch.where(keep, prev_action, 0.0))
         weights = self.recurrence()
         record: dict[str, list[Tensor]] = {name: [] for name in Inputs._fields}
         offsets, embedded = _defer_gradients(weights, self.embed_tokens(tokens).transpose(0, 1), record)

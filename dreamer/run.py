@@ -9,7 +9,7 @@ import torch
 
 from .agent import Agent
 from .checkpoint import RunFolder
-from .config import Config
+from .config import Config, seeds
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_freed_memory, total_memory, why_not_compile
 from .published import expectation
@@ -100,7 +100,7 @@ def _replay(config: Config, agent: Agent, repeat: int) -> Replay:
         streams=config.envs,
         capacity=min(config.replay.capacity, needed, total_memory() // 2 // row),
         length=config.replay.length,
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(seeds(config.seed).sampling),
     )
 
 

@@ -110,7 +110,7 @@ def observation_spec(space: gymnasium.Space) -> ObservationSpec:
             images[key] = (height, width, channels)
         elif isinstance(part, gymnasium.spaces.Box) and part.dtype == np.float32 and len(part.shape) == 1:
             floats[key] = part.shape[0]
-        elif isinstance(part, gymnasium.spaces.MultiDiscrete) and len(part.shape) == 1:
+        elif _is_choices(part):
             integers[key] = tuple(int(n) for n in part.nvec)
         else:
             raise SpaceError(
@@ -133,15 +133,25 @@ def action_spec(space: gymnasium.Space) -> ActionSpec:
     for key, part in _dictionary(space, "action"):
         if isinstance(part, gymnasium.spaces.Discrete) and part.start == 0:
             parts.append(ActionPart(key, classes=(int(part.n),)))
-        elif isinstance(part, gymnasium.spaces.MultiDiscrete) and len(part.shape) == 1:
+        elif _is_choices(part):
             parts.append(ActionPart(key, classes=tuple(int(n) for n in part.nvec)))
-        elif isinstance(part, gymnasium.spaces.Box) and len(part.shape) == 1 and bool((abs(part.high) == 1).all()):
+        elif _is_bounded(part):
             parts.append(ActionPart(key, size=part.shape[0]))
         else:
             raise SpaceError(f"the action {key!r} is {part}; expected Discrete, MultiDiscrete or a Box within [-1, 1]")
     if not parts:
         raise SpaceError("the action space is empty; the agent needs something to choose")
     return ActionSpec(tuple(parts))
+
+
+def _is_choices(part: gymnasium.Space) -> bool:
+    return isinstance(part, gymnasium.spaces.MultiDiscrete) and len(part.shape) == 1 and not part.start.any()
+
+
+def _is_bounded(part: gymnasium.Space) -> bool:
+    if not isinstance(part, gymnasium.spaces.Box) or len(part.shape) != 1:
+        return False
+    return bool((part.low == -1).all() and (part.high == 1).all())
 
 
 def _dictionary(space: gymnasium.Space, what: str) -> list[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 
 from .agent import Agent
 from .config import Config
-from .replay import Replay, Transition
+from .replay import Batch, Replay, Transition
 
 
 class Rows(Protocol):
@@ -43,6 +43,8 @@ class Observer(Protocol):
     def rows(self, rows: Rows, counters: "Counters") -> None: ...
 
     def update(self, metrics: dict[str, torch.Tensor], counters: "Counters") -> None: ...
+
+    def show(self, agent: Agent, batch: Batch, counters: "Counters") -> None: ...  # a picture, now and then
 
 
 @dataclass
@@ -113,6 +115,7 @@ def train(
             replay.refresh(windows, posterior)
             counters.updates += 1
             observer.update(metrics, counters)
+            observer.show(agent, batch, counters)
 
         if save_due():
             save()

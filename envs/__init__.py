@@ -6,9 +6,10 @@ Nothing here knows of the agent. The engines of a suite are imported when one of
 from .adapt import Adapt
 from .check import check
 from .errors import TaskError
-from .registry import Suite, make, suites
+from .registry import Suite, make, steps_in_processes, suites
 from .saving import can_save_state
 from .vector import Rows, Vector
+from .workers import Worker, WorkerDied, WorkerError
 
 # For an importer to see that it got this package, since others go by the same name.
 PROJECT = "dreamer"
@@ -20,8 +21,12 @@ __all__ = [
     "Suite",
     "TaskError",
     "Vector",
+    "Worker",
+    "WorkerDied",
+    "WorkerError",
     "can_save_state",
     "check",
     "make",
+    "steps_in_processes",
     "suites",
 ]

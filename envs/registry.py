@@ -3,6 +3,8 @@
 import contextlib
 import inspect
 import re
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +16,25 @@ from .errors import TaskError, did_you_mean
 # What `make` itself takes, beside the options of a suite.
 COMMON = ("repeat", "seed")
 
+# From here on a step is worth a process of its own; asking one and reading its answer takes a tenth of it.
+SLOW_STEP_SECONDS = 0.005
+TIMED_STEPS = 7
+TIMED_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Suite:
     """A family of tasks, named SUITE/NAME. Its options are the keyword arguments of `make`.
 
-    names: lists its tasks; raises TaskError where the package that has them is missing.
+    names: lists its tasks; raises TaskError where the package that has them is missing. slow: whether a step
+    takes long enough to be worth a process of its own; None where that differs from task to task.
     """
 
     name: str
     description: str
     make: Callable[..., Adapt]
     names: Callable[[], list[str]]
+    slow: bool | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -53,10 +62,16 @@ class Suite:
 SUITES = {
     suite.name: suite
     for suite in (
-        Suite("atari", "Atari games, the protocol of 200 million frames", atari.make_atari, atari.names),
-        Suite("atari100k", "Atari games, the protocol of 400 thousand frames", atari.make_atari100k, atari.names),
-        Suite("dmc", "DeepMind Control Suite, vector observations", dmc.make_dmc, dmc.names),
-        Suite("dmc_vision", "DeepMind Control Suite, camera images", dmc.make_dmc_vision, dmc.names),
+        Suite("atari", "Atari games, the protocol of 200 million frames", atari.make_atari, atari.names, slow=False),
+        Suite(
+            "atari100k",
+            "Atari games, the protocol of 400 thousand frames",
+            atari.make_atari100k,
+            atari.names,
+            slow=False,
+        ),
+        Suite("dmc", "DeepMind Control Suite, vector observations", dmc.make_dmc, dmc.names, slow=False),
+        Suite("dmc_vision", "DeepMind Control Suite, camera images", dmc.make_dmc_vision, dmc.names, slow=True),
         Suite("gym", "any registered Gymnasium id, or MODULE:ID", foreign.make_gym, foreign.names),
     )
 }
@@ -91,6 +106,39 @@ def make(task: str, *, repeat: int | None = None, seed: int | None = None, **opt
     if seed is not None and (type(seed) is not int or seed < 0):
         raise TaskError(f"seed={seed!r} is not possible: use a whole number from 0.")
     return suite.make(name, seed=seed, **options)
+
+
+def steps_in_processes(task: str, count: int, /, *, repeat: int | None = None, **options: Any) -> bool:
+    """Whether `count` environments of a task are faster in processes of their own (see `Vector`).
+
+    Not a single one: its caller waits for it either way. Of several, those whose steps take long; where the
+    suite does not say so, one environment is made, with the arguments as in `make`, and takes a few steps.
+    """
+    suite, _ = _find(task)
+    if count == 1:
+        return False
+    if suite.slow is not None:
+        return suite.slow
+    env = make(task, repeat=repeat, **options)
+    try:
+        return _step_seconds(env) > SLOW_STEP_SECONDS
+    finally:
+        env.close()
+
+
+def _step_seconds(env: Adapt) -> float:
+    """The median over a few random actions: neither the first step nor a busy machine should decide."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    seconds: list[float] = []
+    while len(seconds) < TIMED_STEPS and sum(seconds) < TIMED_SECONDS:
+        action = env.action_space.sample()
+        start = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(action)
+        seconds.append(time.perf_counter() - start)
+        if terminated or truncated:
+            env.reset()
+    return statistics.median(seconds)
 
 
 def _find(task: str) -> tuple[Suite, str]:

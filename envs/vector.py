@@ -15,14 +15,13 @@ every stream:
 No environment may reset itself: its first observation would be taken for the last one's successor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from .errors import TaskError
-from .saving import can_save_state
+from .workers import Factory, Local, Worker
 
 
 class Rows(NamedTuple):
@@ -36,27 +35,27 @@ class Rows(NamedTuple):
 
 
 class Vector:
-    """N environments, stepped one after the other in this process.
+    """N environments, stepped one after the other in this process or at the same time in processes of their own.
 
-    factories: each makes an environment as `make` returns it. seeds: one for each, used at its first reset
-    only.
+    factories: each makes an environment as `make` returns it; see `Worker` for what processes ask of them.
+    seeds: one for each, used at its first reset only. processes: the rows are the same either way; see
+    `steps_in_processes` for when it is faster.
 
-    Raises TaskError if an environment resets itself, or if the spaces differ.
+    Raises TaskError if an environment resets itself, or if the spaces differ; WorkerError and WorkerDied as
+    `Worker` does.
     """
 
-    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Sequence[int]):
+    def __init__(self, factories: Sequence[Factory], seeds: Sequence[int], processes: bool = False):
         assert len(factories) == len(seeds) > 0, "one seed for each environment, and one at least"
-        self._envs: list[Any] = []
+        self._factories = list(factories)
+        self._processes = processes
+        self._envs: list[Local | Worker] = []
         try:
-            for factory in factories:
-                self._envs.append(_refuse_autoreset(factory()))
-            first = self._envs[0]
-            for env in self._envs:
-                same = (
-                    env.observation_space == first.observation_space,
-                    env.action_space == first.action_space,
-                )
-                if not all(same):
+            for index in range(len(self._factories)):
+                self._envs.append(self._open(index))
+            facts = [env.facts for env in self._envs]
+            for other in facts:
+                if other[:2] != facts[0][:2]:
                     raise TaskError("The environments differ in their spaces: step together only those that are alike.")
         except BaseException:
             self.close()
@@ -64,10 +63,8 @@ class Vector:
         self._seeds = [int(seed) for seed in seeds]
         self._needs_reset = np.ones(len(self), bool)
         self._is_seeded = np.zeros(len(self), bool)
-        self.observation_space: gymnasium.spaces.Dict = first.observation_space
-        self.action_space: gymnasium.spaces.Dict = first.action_space
-        self.repeat: int = getattr(first, "repeat", 1)
-        self.notes: list[str] = list(getattr(first, "notes", []))
+        self.observation_space, self.action_space, self.repeat, self.notes, _ = facts[0]
+        self.can_save_state = all(fact.can_save_state for fact in facts)
 
     def __len__(self) -> int:
         return len(self._envs)
@@ -86,36 +83,37 @@ class Vector:
             is_last=np.zeros(count, bool),
             is_terminal=np.zeros(count, bool),
         )
+        answers = []
         for i, env in enumerate(self._envs):
             if self._needs_reset[i]:
-                seed = None if self._is_seeded[i] else self._seeds[i]
-                values, _ = env.reset(seed=seed)
-                self._is_seeded[i] = True
-                rows.is_first[i] = True
+                answers.append(env.ask("reset", None if self._is_seeded[i] else self._seeds[i]))
             else:
-                values, reward, terminated, truncated, info = env.step(
-                    {key: action[i] for key, action in actions.items()}
-                )
-                rows.reward[i] = reward
-                rows.is_terminal[i] = terminated
-                rows.is_last[i] = terminated or truncated
-                if rows.is_last[i] and ("final_obs" in info or "final_observation" in info):
-                    raise TaskError(_RESETS_ITSELF)
+                answers.append(env.ask("step", {key: action[i] for key, action in actions.items()}))
+        for i, answer in enumerate(answers):
+            values, reward, terminated, truncated = answer()
+            rows.is_first[i] = self._needs_reset[i]
+            rows.reward[i] = reward
+            rows.is_terminal[i] = terminated
+            rows.is_last[i] = terminated or truncated
+            self._is_seeded[i] = True
             self._needs_reset[i] = rows.is_last[i]
             for key, target in observation.items():
                 target[i] = values[key]
         return rows
 
-    @property
-    def can_save_state(self) -> bool:
-        return all(can_save_state(env) for env in self._envs)
+    def render(self, index: int) -> np.ndarray | None:
+        """A picture (H, W, 3) uint8 of one environment, None if it draws none."""
+        picture = self._envs[index].ask("render")()
+        drawn = isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.dtype == np.uint8
+        return picture if drawn else None
 
     def get_state(self) -> dict[str, Any]:
         """See `saving`. Only where `can_save_state`."""
+        answers = [env.ask("get_state") for env in self._envs]
         return {
             "needs_reset": self._needs_reset.copy(),
             "is_seeded": self._is_seeded.copy(),
-            "envs": {str(i): env.get_state() for i, env in enumerate(self._envs)},
+            "envs": {str(i): answer() for i, answer in enumerate(answers)},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -123,28 +121,17 @@ class Vector:
         assert len(state["envs"]) == len(self), "saved with another number of environments"
         self._needs_reset = state["needs_reset"].copy()
         self._is_seeded = state["is_seeded"].copy()
-        for i, env in enumerate(self._envs):
-            env.set_state(state["envs"][str(i)])
+        answers = [env.ask("set_state", state["envs"][str(i)]) for i, env in enumerate(self._envs)]
+        for answer in answers:
+            answer()
 
     def close(self) -> None:
         for env in self._envs:
+            env.hang_up()
+        for env in self._envs:
             env.close()
 
-
-_RESETS_ITSELF = (
-    "The environment resets itself at the end of an episode, which would mix two episodes: take "
-    "away the wrapper that does so (gymnasium.wrappers.Autoreset) and return a single environment."
-)
-
-
-def _refuse_autoreset(env: Any) -> gymnasium.Env[Any, Any]:
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, gymnasium.wrappers.Autoreset):
-            env.close()
-            raise TaskError(_RESETS_ITSELF)
-        layer = layer.env
-    if isinstance(layer, gymnasium.vector.VectorEnv):
-        env.close()
-        raise TaskError(_RESETS_ITSELF)
-    return env
+    def _open(self, index: int) -> Local | Worker:
+        if not self._processes:
+            return Local(self._factories[index])
+        return Worker(self._factories[index], f"environment {index + 1} of {len(self._factories)}")

@@ -1,0 +1,357 @@
+"""One environment for `Vector`, in this process (`Local`) or in a process of its own (`Worker`).
+
+Both are asked and answer later, so that several workers are busy at the same time:
+
+    here                                           in the worker's process
+    Worker(factory)         -- sys.path, factory -->   import, make the environment
+    worker.facts            <-- facts, or an error --
+    answer = worker.ask(..) -- method, arguments -->   step
+    answer()                <-- outcome, or an error --
+    worker.close()          -- end of file -->         close the environment, end
+
+The pipes are the worker's standard input and output. Whatever ends this process also closes them, and that
+ends the worker. It ignores Ctrl-C and SIGTERM, which often reach a whole group of processes: what becomes of
+a run is decided here. What the environment prints goes to the standard error.
+
+Not `multiprocessing`, which would import the caller's main script once more in every worker: all that it
+imports, and all that it does where it has no `if __name__ == "__main__"`.
+"""
+
+import contextlib
+import functools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from .errors import TaskError
+from .saving import can_save_state
+
+# How long an environment may take to close before its process is killed.
+GRACE_SECONDS = 5.0
+
+Factory = Callable[[], gymnasium.Env[Any, Any]]
+
+
+class WorkerError(RuntimeError):
+    """An environment raised something in its process; the message has the traceback from there."""
+
+
+class WorkerDied(WorkerError):
+    """The process of an environment has ended, so that there is no answer from it any more."""
+
+
+class Facts(NamedTuple):
+    """What does not change about an environment."""
+
+    observation_space: gymnasium.spaces.Dict
+    action_space: gymnasium.spaces.Dict
+    repeat: int
+    notes: list[str]
+    can_save_state: bool
+
+
+class Outcome(NamedTuple):
+    """Of a step, or of a reset, whose reward is 0."""
+
+    observation: dict[str, np.ndarray]
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+class Local:
+    """An environment in this process.
+
+    Raises TaskError if it resets itself.
+    """
+
+    def __init__(self, factory: Factory):
+        self._env = _refuse_autoreset(factory())
+        self.facts = Facts(
+            self._env.observation_space,
+            self._env.action_space,
+            getattr(self._env, "repeat", 1),
+            list(getattr(self._env, "notes", [])),
+            can_save_state(self._env),
+        )
+
+    def ask(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """Returns what gives the answer of a method below; it does the work, and is to be called once."""
+        return functools.partial(getattr(self, method), *arguments)
+
+    def reset(self, seed: int | None) -> Outcome:
+        observation, _ = self._env.reset(seed=seed)
+        return Outcome(observation, 0.0, False, False)
+
+    def step(self, action: dict[str, Any]) -> Outcome:
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        if (terminated or truncated) and ("final_obs" in info or "final_observation" in info):
+            raise TaskError(_RESETS_ITSELF)
+        return Outcome(observation, float(reward), bool(terminated), bool(truncated))
+
+    def render(self) -> Any:
+        return self._env.render()
+
+    def get_state(self) -> dict[str, Any]:
+        """See `saving`."""
+        return self._env.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._env.set_state(state)
+
+    def hang_up(self) -> None:
+        """Nothing to do here; see `Worker`."""
+
+    def close(self) -> None:
+        self._env.close()
+
+
+class Worker:
+    """An environment in a process of its own, as `Local` otherwise.
+
+    factory: is sent there, so it must be picklable and not defined in the main script; its modules are looked
+    for where this process would find them now. name: of the environment, for messages.
+
+    The constructor does not wait. `facts` and the answers raise
+        TaskError      where the environment or its factory did so
+        WorkerError    for whatever else they raised; the environment can still be asked
+        WorkerDied     when the process has ended: close this and make another one
+    """
+
+    def __init__(self, factory: Factory, name: str = "the environment"):
+        self.name = name
+        try:
+            pickled = pickle.dumps(factory)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TaskError(
+                f"{name} cannot be sent to a process of its own ({error}): make it with a function of a module "
+                "or functools.partial, and with arguments that can be pickled."
+            ) from error
+        self._process = _Process()
+        self._end = weakref.finalize(self, self._process.end)  # at the interpreter's exit, too
+        self._process.send(list(sys.path))
+        self._process.send(("make", (pickled,)))
+        self._is_unread = True
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        return self._answer()
+
+    def ask(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """Sends a question; returns what waits for the answer. Ask again only once that has been called.
+
+        An answer that nobody waited for, since another environment's raised, is dropped by the next question.
+        """
+        assert self._end.alive, "asked after it was closed"
+        _ = self.facts
+        if self._is_unread:
+            with contextlib.suppress(TaskError, WorkerError):
+                self._answer()
+        self._process.send((method, arguments))
+        self._is_unread = True
+        return self._answer
+
+    def reset(self, seed: int | None) -> Outcome:
+        return self.ask("reset", seed)()
+
+    def step(self, action: dict[str, Any]) -> Outcome:
+        return self.ask("step", action)()
+
+    def render(self) -> Any:
+        return self.ask("render")()
+
+    def get_state(self) -> dict[str, Any]:
+        return self.ask("get_state")()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.ask("set_state", state)()
+
+    def hang_up(self) -> None:
+        """Begins to close, without waiting for it."""
+        self._process.hang_up()
+
+    def close(self) -> None:
+        self._end()
+
+    def _answer(self) -> Any:
+        try:
+            kind, value = self._process.receive()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise WorkerDied(f"The process of {self.name} {self._process.ending()}.") from None
+        self._is_unread = False
+        if kind == _MISTAKE:
+            raise TaskError(value)
+        if kind == _FAILURE:
+            raise WorkerError(f"In the process of {self.name}:\n\n{value.rstrip()}")
+        return value
+
+
+class _Process:
+    """A Python process that runs `_serve`, and the pipes to it."""
+
+    def __init__(self) -> None:
+        # Read before anything that belongs to the project can be imported.
+        code = (
+            "import os, pickle, sys; questions = os.fdopen(os.dup(0), 'rb'); "
+            f"sys.path[:] = pickle.load(questions); from {__name__} import _serve; _serve(questions)"
+        )
+        with _signals_blocked():
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # On Windows, which has no signals to block, this keeps Ctrl-C away.
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        self._questions, self._answers = self._popen.stdin, self._popen.stdout
+        self._hung_up: float | None = None
+
+    def send(self, question: Any) -> None:
+        data = pickle.dumps(question)
+        with contextlib.suppress(OSError):  # it has died, as the answer will tell
+            self._questions.write(data)
+            self._questions.flush()
+
+    def receive(self) -> Any:
+        return pickle.load(self._answers)
+
+    def ending(self) -> str:
+        """How it ended, for a message, once it cannot be understood any more."""
+        pid = self._popen.pid
+        try:
+            code = self._popen.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            return f"(pid {pid}) answered with what cannot be read and was stopped"
+        if code >= 0:
+            return f"(pid {pid}) ended by itself with exit code {code}"
+        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+        return f"(pid {pid}) was killed by signal {signal.Signals(-code).name}{hint}"
+
+    def hang_up(self) -> None:
+        if self._hung_up is None:
+            self._hung_up = time.monotonic()
+        for pipe in (self._questions, self._answers):
+            with contextlib.suppress(OSError):  # it has died with a question in the pipe
+                pipe.close()
+
+    def end(self) -> None:
+        self.hang_up()
+        assert self._hung_up is not None
+        try:
+            self._popen.wait(max(0.0, self._hung_up + GRACE_SECONDS - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A process started meanwhile is born with them blocked, and does not die before it can ignore them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# Kinds of answers.
+_DONE, _MISTAKE, _FAILURE = "done", "mistake", "failure"
+
+
+def _serve(questions: BinaryIO) -> None:
+    """The life of a worker's process, until the other side hangs up."""
+    _ignore_signals()
+    answers = _take_standard_streams()
+    env: Local | None = None
+
+    def make(pickled: bytes) -> Facts:
+        nonlocal env
+        env = Local(_load_factory(pickled))
+        return env.facts
+
+    try:
+        while True:
+            method, arguments = pickle.load(questions)
+            answers.write(_reply(make if method == "make" else getattr(env, method), arguments))
+            answers.flush()
+            if env is None:
+                break
+    except (EOFError, OSError, pickle.UnpicklingError):
+        pass  # closed here or there, or the other side is gone
+    finally:
+        with contextlib.suppress(OSError):
+            answers.close()
+        if env is not None:
+            with contextlib.suppress(Exception):  # nobody is left to hear of it
+                env.close()
+
+
+def _reply(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    try:
+        return pickle.dumps((_DONE, function(*arguments)))
+    except TaskError as error:
+        return pickle.dumps((_MISTAKE, str(error)))
+    except Exception:
+        return pickle.dumps((_FAILURE, traceback.format_exc()))
+
+
+def _load_factory(pickled: bytes) -> Factory:
+    try:
+        return pickle.loads(pickled)
+    except (AttributeError, ImportError) as error:
+        raise TaskError(
+            f"The environment's factory is not found by a process of its own ({error}): define it in a module, "
+            "not in the main script."
+        ) from error
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not ignored, since programs that the environment starts would inherit that and could not be stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def _take_standard_streams() -> BinaryIO:
+    """Returns the pipe for answers; the environment is left with no input, and with stderr for its output."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return answers
+
+
+_RESETS_ITSELF = (
+    "The environment resets itself at the end of an episode, which would mix two episodes: take "
+    "away the wrapper that does so (gymnasium.wrappers.Autoreset) and return a single environment."
+)
+
+
+def _refuse_autoreset(env: Any) -> Any:
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.wrappers.Autoreset):
+            env.close()
+            raise TaskError(_RESETS_ITSELF)
+        layer = layer.env
+    if isinstance(layer, gymnasium.vector.VectorEnv):
+        env.close()
+        raise TaskError(_RESETS_ITSELF)
+    return env
