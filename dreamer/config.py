@@ -241,6 +241,9 @@ def _build(cls: Any, data: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
     if not isinstance(data, dict):
         raise ConfigError(f"this config was written by something else: {prefix.rstrip('.') or 'it'} holds {data!r}")
+    if cls is RunConfig:
+        # These change nothing that is computed, so a run of an earlier version goes on with the defaults of new ones.
+        data = asdict(RunConfig()) | data
     unknown = set(data) - set(hints)
     missing = set(hints) - set(data)
     if unknown or missing:

@@ -123,8 +123,13 @@ def test_rows_are_written_once_and_dropped_when_overwritten(tmp_path):
     run.play(15).save()  # rows 10..59 are held
     assert "rows-0-15.pt" in run.files
     same_replay(run, Run(tmp_path, capacity=50).load())
-    run.play(15).save()  # rows 25..74 are held
-    assert run.files == ["latents-75.pt", "rows-15-30.pt", "rows-30-45.pt", "rows-45-60.pt", "rows-60-75.pt"]
+    run.play(4).save()  # rows 14..63 are held: one of the first file
+    assert "rows-0-15.pt" in run.files
+    run.play(1).save()
+    assert "rows-0-15.pt" not in run.files
+    run.play(10).save()  # rows 25..74 are held
+    pieces = ["rows-15-30.pt", "rows-30-45.pt", "rows-45-60.pt", "rows-60-64.pt", "rows-64-65.pt", "rows-65-75.pt"]
+    assert run.files == ["latents-75.pt", *pieces]
     same_replay(run, Run(tmp_path, capacity=50).load())
     run.play(70).save()  # all that was saved before is overwritten, and some that never was
     assert run.files == ["latents-145.pt", "rows-95-145.pt"]

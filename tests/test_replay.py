@@ -322,6 +322,17 @@ def test_rows_saved_in_pieces_come_back(streams, rows, count, cut, firsts):
     assert served(replay, 5) == served(loaded, 5)
 
 
+def test_an_end_that_was_found_out_after_its_row_was_saved_comes_back():
+    replay = tiny.fill(tiny.id_replay(), 10)
+    saved = replay.export_rows(0)
+    assert not saved["is_last"].any()
+    replay.add(tiny.id_row(1, 10, is_first=[True]))
+    saved = {key: torch.cat([value, replay.export_rows(10)[key]], 1) for key, value in saved.items()}
+    loaded = tiny.id_replay()
+    loaded.load(replay.state_dict(), saved, replay.export_latents())
+    assert loaded.data["is_last"][0, :11].tolist() == [False] * 9 + [True, False]
+
+
 @pytest.mark.parametrize("rows", [7, 11, 200])
 def test_a_ring_of_another_length_holds_what_both_can(rows):
     replay = tiny.fill(tiny.id_replay(streams=2, capacity=2 * 10), 33)  # holds rows 23..32
