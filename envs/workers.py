@@ -100,7 +100,11 @@ class Local:
         return Outcome(observation, float(reward), bool(terminated), bool(truncated))
 
     def render(self) -> Any:
-        return self._env.render()
+        """Whatever it draws. Raises TaskError if it cannot."""
+        try:
+            return self._env.render()
+        except Exception as error:  # whatever a drawing library may raise
+            raise TaskError(f"The environment cannot draw itself: {error}.") from error
 
     def get_state(self) -> dict[str, Any]:
         """See `saving`."""
