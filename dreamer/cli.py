@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .checkpoint import RunFolder
     from .config import Config
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
-CPU_SIZE = "1m"
 
 
 class UserError(click.ClickException):
@@ -89,7 +87,14 @@ def train(
         if size is None and not any(setting.startswith(("size=", "model.")) for setting in settings):
             config = _suited_to_machine(config)
         folder = RunFolder(run or _new_folder(config))
-    _train(config, folder)
+
+    from .run import start
+
+    environments = _environments(config, config.envs, config.seed)
+    try:
+        start(config, folder, environments)
+    finally:
+        environments.close()
 
 
 def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Config":
@@ -114,28 +119,14 @@ def _suited_to_machine(config: "Config") -> "Config":
     from . import config as configs
     from .machine import choose_device
 
-    if choose_device(config.run.device).type == "cpu" and config.size != CPU_SIZE:
-        click.echo(
-            f"No GPU here: model size {CPU_SIZE} instead of {config.size}; --size {config.size} brings it back.",
-            err=True,
-        )
-        return configs.amend(config, size=CPU_SIZE)
+    if choose_device(config.run.device).type == "cpu":
+        return configs.amend(config, size=configs.CPU_SIZE)
     return config
 
 
 def _new_folder(config: "Config") -> Path:
     name = config.task.replace("/", "-").replace(":", "-")
     return Path("runs") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _train(config: "Config", folder: "RunFolder") -> None:
-    from .run import start
-
-    environments = _environments(config, config.envs, config.seed)
-    try:
-        start(config, folder, environments)
-    finally:
-        environments.close()
 
 
 @main.command()
@@ -214,6 +205,7 @@ def list_envs(pattern: str | None) -> None:
     PATTERN is a part of a name, or has wildcards, best in quotes: walker, 'atari/*', 'gym/Cart*'.
     """
     from . import listing
+    from .config import CPU_SIZE
 
     package = _import_envs()
     found = listing.read(package.suites(), package.TaskError, pattern)

@@ -140,6 +140,8 @@ SIZES: dict[str, dict[str, int]] = {
     "400m": _size(12288, 1536, 96, 96, 1536),
 }
 
+CPU_SIZE = "1m"  # what a machine without a GPU can train
+
 # The protocols of the published scores. A suite that is not listed is the user's own.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "atari": {"frames": 200_000_000, "repeat": 4, "ratio": 32.0, "envs": 16, "size": "200m"},

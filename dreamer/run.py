@@ -9,7 +9,7 @@ import torch
 
 from .agent import Agent
 from .checkpoint import RunFolder
-from .config import Config, seeds
+from .config import CPU_SIZE, PROTOCOLS, Config, seeds
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_freed_memory, total_memory, why_not_compile
 from .published import expectation
@@ -72,13 +72,15 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
         f"{part.key}: " + (f"one of {' x '.join(map(str, part.classes))}" if part.classes else f"{part.size} numbers")
         for part in agent.action_spec.parts
     ]
+    usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size", Config.size)
+    note = f" (the protocol has {usual}; without a GPU the default is {CPU_SIZE})" if config.size != usual else ""
     batch = config.replay.batch * config.replay.length
     updates = int(config.frames / repeat * config.ratio / batch)
     expected = expectation(config.task)
     return [
         f"sees {', '.join(sees)}; does {', '.join(does)}",
         *environments.notes,
-        f"model {config.size}, {agent.parameter_count / 1e6:.2f} million parameters, on {agent.device.type} in "
+        f"model {config.size}{note}, {agent.parameter_count / 1e6:.2f} million parameters, on {agent.device.type} in "
         f"{str(agent.dtype).removeprefix('torch.')}",
         f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "

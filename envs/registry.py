@@ -1,6 +1,7 @@
 """Tasks by name."""
 
 import contextlib
+import difflib
 import inspect
 import re
 import statistics
@@ -153,8 +154,9 @@ def _find(task: str) -> tuple[Suite, str]:
     forms = f"use SUITE/NAME with SUITE one of {', '.join(SUITES)}, or package.module:factory."
     full_names = [f"{suite.name}/{known}" for suite in SUITES.values() for known in _names(suite)]
     # A name without its suite is a better guess than one that merely looks alike.
-    exact = [full for full in full_names if full.partition("/")[2] == task]
-    hint = f" Did you mean '{exact[0]}'?" if exact else did_you_mean(task, full_names)
+    by_name = {full.partition("/")[2]: full for full in reversed(full_names)}
+    near = difflib.get_close_matches(task, by_name, n=1, cutoff=0.75)
+    hint = f" Did you mean '{by_name[near[0]]}'?" if near else did_you_mean(task, full_names)
     what = f"There is no suite '{head}'" if slash else f"'{task}' is no task"
     raise TaskError(f"{what}: {forms}{hint}")
 
