@@ -87,6 +87,8 @@ def train(
         if size is None and not any(setting.startswith(("size=", "model.")) for setting in settings):
             config = _suited_to_machine(config)
         folder = RunFolder(run or _new_folder(config))
+        if folder.has_checkpoint:
+            raise UserError(f"{run} holds a checkpoint but no config.json; put that back, or give another --run")
 
     from .run import start
 
@@ -133,7 +135,13 @@ def _new_folder(config: "Config") -> Path:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--episodes", default=10, show_default=True, help="Episodes to play.")
 @click.option("--greedy", is_flag=True, help="The most likely action instead of a sample.")
-@click.option("--seed", default=1_000_000, show_default=True, help="Of the environments and of the sampled actions.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1_000_000,
+    show_default=True,
+    help="Of the environments and of the sampled actions.",
+)
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
 @click.option("--video", type=click.Path(path_type=Path), help="Also film the first episode, as .gif or .mp4.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the mean score at its top.")
@@ -177,8 +185,9 @@ def _import_envs() -> ModuleType:
     import envs
 
     if getattr(envs, "PROJECT", None) != "dreamer":
+        place = envs.__file__ or list(envs.__path__)[0]
         raise UserError(
-            f"Python found another package called envs, at {envs.__path__[0]}; run from another folder, or uninstall it"
+            f"Python found another package called envs, at {place}; run from another folder, or uninstall it"
         )
     return envs
 

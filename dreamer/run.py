@@ -94,7 +94,7 @@ def _replay(config: Config, agent: Agent, repeat: int) -> Replay:
     """As large as configured, but no larger than the run needs, and within half of the memory."""
     model = config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
-    needed = -(-config.frames // repeat) + config.envs
+    needed = max(-(-config.frames // repeat), config.envs * config.replay.length) + config.envs
     return Replay(
         agent.observation_spec,
         agent.action_spec.width,
