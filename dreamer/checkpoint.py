@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it."""
     temporary = path.with_name(path.name + ".partial")
     write(temporary)
-    with temporary.open("rb") as file:
+    with temporary.open("r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
     temporary.replace(path)
 

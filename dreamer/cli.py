@@ -41,7 +41,8 @@ def _mistakes() -> tuple[type[ValueError], ...]:
     from .errors import UserMistake
 
     # `envs` knows nothing of this package, so its mistakes have a class of their own.
-    return (UserMistake, *((sys.modules["envs"].TaskError,) if "envs" in sys.modules else ()))
+    theirs = getattr(sys.modules.get("envs"), "TaskError", None)
+    return (UserMistake, theirs) if theirs else (UserMistake,)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

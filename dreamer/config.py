@@ -198,6 +198,8 @@ def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = 
         _check("size", size)
         config = replace(config, size=size, model=replace(config.model, **SIZES[size]))
     for key, text in pairs:
+        if key == "task":
+            raise ConfigError(f"--set task={text} would keep the protocol of {config.task}; give --env {text} instead")
         if key != "size":
             config = _with(config, key, text)
     for key, value in flatten(config).items():
@@ -206,6 +208,11 @@ def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = 
         raise ConfigError(
             f"model.deter={config.model.deter} is not a multiple of model.blocks={config.model.blocks}; "
             "change one of them"
+        )
+    if config.model.deter % 8 or config.model.depth % 2:
+        raise ConfigError(
+            f"model.deter={config.model.deter} must be a multiple of 8 and model.depth={config.model.depth} one of 2, "
+            "since the image decoder works in 8 blocks"
         )
     batch, length, capacity = config.replay.batch, config.replay.length, config.replay.capacity
     if capacity < (batch + config.envs) * length:

@@ -1,8 +1,11 @@
 """A run from its folder to its last checkpoint: puts the parts together, says what it is about to do, and does it."""
 
+import os
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,13 +34,14 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
-    replay = _replay(config, agent, environments.repeat)
     counters = Counters(environments.repeat)
     resumed = folder.has_checkpoint
     if resumed:
         state = folder.load()
         agent.load_state_dict(state["agent"])
         counters = Counters(**state["counters"])
+    replay = _replay(config, agent, counters)
+    if resumed:
         replay.generator.set_state(state["sampler"])
         folder.load_replay(replay)
         folder.write_config(config)
@@ -51,7 +55,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
 
     logger = Logger(folder.path, config, terminal, counters)
     saver = _Saver(config, folder, agent, replay, counters)
-    stop = _StopSignal(terminal)
+    stop = _StopSignal()
     try:
         train(config, agent, environments, replay, counters, logger, saver.save, saver.due, stop)
     finally:
@@ -90,17 +94,17 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
     ]
 
 
-def _replay(config: Config, agent: Agent, repeat: int) -> Replay:
+def _replay(config: Config, agent: Agent, counters: Counters) -> Replay:
     """As large as configured, but no larger than the run needs, and within half of the memory."""
     model = config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
-    needed = max(-(-config.frames // repeat), config.envs * config.replay.length) + config.envs
+    rows = max(-(-config.frames // counters.repeat), counters.rows, config.envs * config.replay.length)
     return Replay(
         agent.observation_spec,
         agent.action_spec.width,
         (model.deter, model.stoch, model.classes),
         streams=config.envs,
-        capacity=min(config.replay.capacity, needed, total_memory() // 2 // row),
+        capacity=min(config.replay.capacity, rows + config.envs, total_memory() // 2 // row),
         length=config.replay.length,
         generator=torch.Generator().manual_seed(seeds(config.seed).sampling),
     )
@@ -113,15 +117,28 @@ def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
         return
     problem = why_not_compile(agent.device)
     if problem is None:
-        agent.compile()
-        try:
-            with terminal.waiting("Compiling, once for this machine and model"):
-                agent.warm_up(replay.blank(config.replay.batch), config.envs)
-            return
-        except Exception as error:  # whatever a compiler may raise
-            agent.uncompile()
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        for _ in range(2):
+            agent.compile()
+            try:
+                with terminal.waiting("Compiling, once for this machine and model"):
+                    agent.warm_up(replay.blank(config.replay.batch), config.envs)
+                return
+            except Exception as error:  # whatever a compiler may raise
+                agent.uncompile()
+                problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if not _removed_broken_library(error):
+                    break
     terminal.say(f"Not compiling: {problem}. Everything works, more slowly.")
+
+
+def _removed_broken_library(error: Exception) -> bool:
+    """Whether compiling failed on what an interrupted compilation had left half written, which is then removed."""
+    found = re.search(r"(/\S+\.so): file too short", str(error))
+    if found is None:
+        return False
+    Path(found[1]).unlink(missing_ok=True)
+    torch.compiler.reset()
+    return True
 
 
 class _Saver:
@@ -144,9 +161,8 @@ class _Saver:
 class _StopSignal:
     """Ctrl-C and SIGTERM ask the loop to finish its row and save; a second one stops at once."""
 
-    def __init__(self, terminal: Terminal):
+    def __init__(self) -> None:
         self.requested = False
-        self._terminal = terminal
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._ask)
 
@@ -157,4 +173,5 @@ class _StopSignal:
         if self.requested:
             sys.exit(128 + number)
         self.requested = True
-        self._terminal.say("Stopping: saving a checkpoint first.")
+        # Not by print, which the signal may have interrupted.
+        os.write(2, b"\nStopping: saving a checkpoint first.\n")
