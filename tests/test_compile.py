@@ -114,9 +114,7 @@ def test_acting_agrees(compiled):
     memories = [each.start(2) for each in (eager, agent)]
     for t in range(3):
         observation = {key: value[:, t].contiguous() for key, value in batch.observation.items()}
-        memories = [
-            each.act(observation, first, last, memory) for each, memory in zip((eager, agent), memories)
-        ]
+        memories = [each.act(observation, first, last, memory) for each, memory in zip((eager, agent), memories)]
         torch.testing.assert_close(memories[1].state.deter, memories[0].state.deter, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(memories[1].action, memories[0].action, rtol=1e-4, atol=1e-5)
 

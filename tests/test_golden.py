@@ -78,9 +78,7 @@ def names() -> dict[str, str]:
     result |= mlp("pol/mlp", "actor_critic.actor.mlp", 3)
     for i, name in enumerate(("mean", "stddev")):
         result |= dense(f"pol/head/action/{name}", f"actor_critic.actor.heads.0.{i}")
-    result |= mlp("val/mlp", "actor_critic.critic.mlp", 3) | dense(
-        "val/head/logits", "actor_critic.critic.out"
-    )
+    result |= mlp("val/mlp", "actor_critic.critic.mlp", 3) | dense("val/head/logits", "actor_critic.critic.out")
     return result
 
 
@@ -113,9 +111,7 @@ def make_agent() -> Agent:
     model = replace(config.model, deter=DETER, hidden=16, stoch=STOCH, classes=CLASSES, units=16)
     config = replace(config, model=model, behavior=replace(config.behavior, horizon=5))
     observation = ObservationSpec(images={}, floats={"position": 5, "velocity": 3}, integers={})
-    agent = Agent(
-        config, observation, ActionSpec((ActionPart("action", size=2),)), torch.device("cpu"), torch.float32
-    )
+    agent = Agent(config, observation, ActionSpec((ActionPart("action", size=2),)), torch.device("cpu"), torch.float32)
     # Actions are mean + 0.5 standard deviations.
     agent._rollout_noise = lambda n: Noise(torch.zeros(5, n, STOCH), torch.full((6, n, 2), 0.5))  # type: ignore
     own = parameters(agent)

@@ -13,9 +13,7 @@ BYTES = (0, 255)
 class Stub(gymnasium.Env):
     """Answers with the values it is given, and keeps the action it gets."""
 
-    def __init__(
-        self, observation_space=FLOAT, values=(), action_space=None, reward=0.0, ends=(False, False)
-    ):
+    def __init__(self, observation_space=FLOAT, values=(), action_space=None, reward=0.0, ends=(False, False)):
         self.observation_space = observation_space
         self.action_space = action_space or spaces.Discrete(2)
         self.values = iter(values)
@@ -135,9 +133,7 @@ def test_resizing_keeps_up_and_left():
 
 
 def test_all_images_get_the_size_of_the_first_key():
-    space = spaces.Dict(
-        {"b": spaces.Box(*BYTES, (100, 100, 3), np.uint8), "a": spaces.Box(*BYTES, (64, 48), np.uint8)}
-    )
+    space = spaces.Dict({"b": spaces.Box(*BYTES, (100, 100, 3), np.uint8), "a": spaces.Box(*BYTES, (64, 48), np.uint8)})
     value = {"a": np.zeros((64, 48), np.uint8), "b": np.ones((100, 100, 3), np.uint8)}
     env, observation = observe(space, value)
     assert observation["a"].shape == (64, 48, 1)
@@ -146,12 +142,8 @@ def test_all_images_get_the_size_of_the_first_key():
 
 
 def test_two_images_of_good_but_unequal_sizes_are_not_canonical():
-    space = spaces.Dict(
-        {key: spaces.Box(*BYTES, (side, side, 1), np.uint8) for key, side in (("a", 48), ("b", 64))}
-    )
-    _, observation = observe(
-        space, {"a": np.zeros((48, 48, 1), np.uint8), "b": np.zeros((64, 64, 1), np.uint8)}
-    )
+    space = spaces.Dict({key: spaces.Box(*BYTES, (side, side, 1), np.uint8) for key, side in (("a", 48), ("b", 64))})
+    _, observation = observe(space, {"a": np.zeros((48, 48, 1), np.uint8), "b": np.zeros((64, 64, 1), np.uint8)})
     assert observation["b"].shape == (48, 48, 1)
 
 
@@ -200,9 +192,7 @@ def test_integers_of_many_values_become_a_vector(space, value):
 def test_nesting_is_flattened():
     space = spaces.Dict(
         {
-            "hand": spaces.Dict(
-                {"cards": spaces.MultiDiscrete([13, 13]), "cash": spaces.Box(0, 1, (1,), np.float32)}
-            ),
+            "hand": spaces.Dict({"cards": spaces.MultiDiscrete([13, 13]), "cash": spaces.Box(0, 1, (1,), np.float32)}),
             "pair": spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (2, 1), np.float32)]),
         }
     )
@@ -257,9 +247,7 @@ def test_observations_that_cannot_be_used(space, message):
         Adapt(Stub(space))
 
 
-@pytest.mark.parametrize(
-    ("space", "value"), [(spaces.Discrete(3), 3), (spaces.Box(2, 4, (2,), np.int32), [1, 4])]
-)
+@pytest.mark.parametrize(("space", "value"), [(spaces.Discrete(3), 3), (spaces.Box(2, 4, (2,), np.int32), [1, 4])])
 def test_integers_outside_their_space_are_refused(space, value):
     env = Adapt(Stub(space, [value]))
     with pytest.raises(envs.TaskError, match="lies outside its space"):

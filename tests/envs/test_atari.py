@@ -132,9 +132,7 @@ def test_the_image_is_the_maximum_of_the_last_two_frames():
 
 
 def test_grey_is_the_weighted_sum_truncated():
-    image = np.array(
-        [[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 20, 30], [1, 1, 1]]], np.uint8
-    )
+    image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 20, 30], [1, 1, 1]]], np.uint8)
     # 76.245, 149.685, 29.07, 255, 2.99 + 11.74 + 3.42 = 18.15, 1
     assert atari.to_grey(image).tolist() == [[[76], [149], [29], [255], [18], [1]]]
 

@@ -93,9 +93,7 @@ def test_observations_that_do_not_fit(change, message):
 def test_an_observation_that_is_no_dict():
     env = Good()
     env.values = lambda: np.zeros(3)
-    with pytest.raises(
-        envs.TaskError, match="a ndarray as observation, but its space is a Dict: return a dict"
-    ):
+    with pytest.raises(envs.TaskError, match="a ndarray as observation, but its space is a Dict: return a dict"):
         envs.check(env)
 
 
@@ -155,9 +153,7 @@ def test_the_interface_of_old():
         envs.check(OldStep())
     with pytest.raises(envs.TaskError, match="reset returned a dict: return the observation and a dict"):
         envs.check(OldReset())
-    with pytest.raises(
-        envs.TaskError, match="reset of OldArguments does not take the arguments seed and options"
-    ):
+    with pytest.raises(envs.TaskError, match="reset of OldArguments does not take the arguments seed and options"):
         envs.check(gymnasium.wrappers.TimeLimit(OldArguments(), 5))
     with pytest.raises(envs.TaskError, match="has no action_space"):
         envs.check(NoSpaces())

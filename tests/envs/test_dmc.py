@@ -150,9 +150,7 @@ def test_a_seed_determines_everything():
     assert not same(rows, play(one, 20))
 
 
-@pytest.mark.parametrize(
-    "task", ["cartpole_swingup", "reacher_hard", "point_mass_hard", "lqr_lqr_2_1", "finger_spin"]
-)
+@pytest.mark.parametrize("task", ["cartpole_swingup", "reacher_hard", "point_mass_hard", "lqr_lqr_2_1", "finger_spin"])
 def test_a_saved_state_goes_on_exactly(task):
     """Reacher and point_mass randomise their models in each episode, lqr at loading."""
     env, other = envs.make(f"dmc/{task}", seed=1), envs.make(f"dmc/{task}", seed=2)
@@ -210,9 +208,7 @@ def test_images_go_on_exactly(gl):
 
 def run(code, **variables):
     environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"} | variables
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_renderer_that_works_is_chosen_before_the_import(gl):
@@ -222,9 +218,7 @@ def test_a_renderer_that_works_is_chosen_before_the_import(gl):
 
 
 def test_the_user_chooses_the_renderer():
-    done = run(
-        "import os, envs; envs.make('dmc/cartpole_swingup'); print(os.environ['MUJOCO_GL'])", MUJOCO_GL="off"
-    )
+    done = run("import os, envs; envs.make('dmc/cartpole_swingup'); print(os.environ['MUJOCO_GL'])", MUJOCO_GL="off")
     assert done.stdout.strip() == "off", done.stderr
 
 

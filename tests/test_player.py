@@ -1,0 +1,92 @@
+"""A trained agent in other people's code, and the published scores."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import dreamer
+import envs
+from dreamer.checkpoint import RunFolder
+from dreamer.errors import UserMistake
+from dreamer.player import Player
+from dreamer.published import curve, expectation, human_normalized, passes_zero, short
+
+
+@pytest.fixture(scope="module")
+def player() -> Player:
+    return Player(tiny.tiny_agent(tiny.tiny_config(), envs.make("gym/CartPole-v1")), "gym/CartPole-v1")
+
+
+def test_an_episode_with_the_environment_of_the_run(player):
+    env = envs.make(player.task, seed=0)
+    observation, state, steps, over = env.reset()[0], None, 0, False
+    while not over:
+        action, state = player.act(observation, state)
+        observation, _, terminated, truncated, _ = env.step(action)
+        steps, over = steps + 1, terminated or truncated
+    assert steps >= 8  # the pole takes so long to fall
+
+
+def test_many_at_once_get_an_action_each(player):
+    observation = {"vector": np.zeros((3, 4), np.float32)}
+    action, state = player.act(observation)
+    assert action["action"].shape == (3,) and state.state.deter.shape[0] == 3
+    action, state = player.act(observation, state)
+    assert action["action"].shape == (3,)
+
+
+def test_the_state_carries_memory_and_none_begins_anew(player):
+    observation = {"vector": np.full(4, 0.5, np.float32)}
+    _, first = player.act(observation)
+    _, second = player.act(observation, first)
+    _, again = player.act(observation)
+    assert torch.equal(first.state.deter, again.state.deter)
+    assert not torch.equal(first.state.deter, second.state.deter)
+
+
+def test_a_wrong_observation_is_named(player):
+    with pytest.raises(UserMistake, match="has no 'vector'"):
+        player.act({"image": np.zeros(4)})
+    with pytest.raises(UserMistake, match=r"has shape \(5,\); this agent was trained on \(4,\)"):
+        player.act({"vector": np.zeros((2, 5))})
+
+
+def test_load_of_nothing_is_a_sentence(tmp_path):
+    with pytest.raises(UserMistake, match="holds no run"):
+        dreamer.load(tmp_path)
+    assert not RunFolder(tmp_path).has_checkpoint
+
+
+# Published scores, copied from the tables of the paper's repository ------------------------------------
+
+
+def test_published_curves():
+    bands = curve("dmc/cartpole_swingup")
+    assert [band.frames for band in bands][:2] == [50_000, 100_000]
+    at_100k = bands[1]
+    assert (round(at_100k.mean), round(at_100k.std), at_100k.seeds) == (516, 16, 5)
+    assert curve("dmc/cup_catch") == curve("dmc/ball_in_cup_catch") != []
+    assert curve("gym/CartPole-v1") == [] and expectation("gym/CartPole-v1") is None
+
+
+def test_pong_passes_zero_at_about_three_million_frames():
+    # -7.16 at 2 million, 9.76 at 4 million: 2 + 2 * 7.16 / 16.92.
+    assert passes_zero("atari/pong") == 2_846_336
+    assert passes_zero("atari100k/pong") is None  # it ends below
+    assert "0 is passed at about 2.8 million" in expectation("atari/pong")
+
+
+def test_human_normalized():
+    # Random play scores -20.7 in Pong, a human 14.6.
+    assert human_normalized("atari/pong", -20.7) == 0
+    assert human_normalized("atari100k/pong", 14.6) == pytest.approx(1)
+    assert human_normalized("dmc/walker_walk", 500) is None
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [(999, "999"), (50_000, "50 thousand"), (2_846_336, "2.8 million"), (200_000_000, "200 million")],
+)
+def test_short(frames, text):
+    assert short(frames) == text
