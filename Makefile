@@ -1,4 +1,4 @@
-# make train     virtual environment, install, train.  Variables: ENV, ARGS
+# make train     virtual environment, install, train.  Variables: ENV, ARGS; for all: PYTHON, TORCH, VENV
 # make test      virtual environment, install, tests.  Variables: PYTEST_ARGS
 # make lint      style and types
 PYTHON ?= python3
@@ -24,7 +24,7 @@ lint: $(VENV)/installed-test
 
 install: $(VENV)/installed
 
-# torch first: left to itself pip takes the newest build, with gigabytes of CUDA packages.
+# torch first, in the version that is tested: left to itself pip takes the newest.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

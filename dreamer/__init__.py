@@ -25,4 +25,5 @@ def load(run: str | Path, device: str = "auto", seed: int = 0) -> "Player":
     from .player import Player
 
     folder = RunFolder(Path(run))
-    return Player(folder.load_agent(device, seed), folder.config().task)
+    config = folder.config()
+    return Player(folder.load_agent(device, seed), config.task, {"repeat": config.repeat, **config.environment})

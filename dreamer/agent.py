@@ -230,7 +230,10 @@ class Agent:
         self.world_model.load_state_dict(state["world_model"])
         self.actor_critic.load_state_dict(state["actor_critic"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        generator = state["generator"].cpu()
+        # Another kind of device has another kind of generator; then the seeded one goes on.
+        if generator.shape == self.generator.get_state().shape:
+            self.generator.set_state(generator)
         self._recurrence = None
 
 

@@ -85,8 +85,8 @@ def train(
         if task is None:
             raise UserError("say what to learn with --env, for example --env atari/pong")
         config = configs.make_config(task, **given)
-        if size is None and not any(setting.startswith(("size=", "model.")) for setting in settings):
-            config = _suited_to_machine(config)
+        if not (size or any(setting.startswith("size=") for setting in settings)) and _is_without_gpu(config):
+            config = configs.make_config(task, **given | {"size": configs.CPU_SIZE})
         folder = RunFolder(run or _new_folder(config))
         if folder.has_checkpoint:
             raise UserError(f"{run} holds a checkpoint but no config.json; put that back, or give another --run")
@@ -118,13 +118,10 @@ def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Co
     return configs.amend(stored, **given)
 
 
-def _suited_to_machine(config: "Config") -> "Config":
-    from . import config as configs
+def _is_without_gpu(config: "Config") -> bool:
     from .machine import choose_device
 
-    if choose_device(config.run.device).type == "cpu":
-        return configs.amend(config, size=configs.CPU_SIZE)
-    return config
+    return choose_device(config.run.device).type == "cpu"
 
 
 def _new_folder(config: "Config") -> Path:
@@ -150,6 +147,7 @@ def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, vid
     """Score the checkpoint of RUN on whole episodes."""
     from .checkpoint import RunFolder
     from .evaluate import evaluate as play
+    from .logger import Terminal
     from .published import human_normalized
     from .video import check_path, write
 
@@ -163,7 +161,7 @@ def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, vid
     film: list[Any] | None = [] if video is not None else None
     environments = _environments(config, min(episodes, 8), seed, drawn=film is not None)
     try:
-        scores = play(agent, environments, episodes, greedy, film)
+        scores = play(agent, environments, episodes, greedy, film, Terminal().progress)
     finally:
         environments.close()
     if video is not None and film:
@@ -195,14 +193,15 @@ def _import_envs() -> ModuleType:
 
 def _environments(config: "Config", count: int, seed: int, drawn: bool = False) -> Any:
     """`count` environments of the run's task; `drawn` ones can render themselves."""
+    import numpy as np
+
     package = _import_envs()
     options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
     if drawn and config.task.startswith("gym/"):
         options["render_mode"] = "rgb_array"  # Gymnasium wants to know when it makes one
-    # Far apart, so that neither runs with neighbouring seeds nor their evaluations share an environment.
     return package.Vector(
         [functools.partial(package.make, config.task, **options)] * count,
-        seeds=[seed * 10_000 + i for i in range(count)],
+        seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
         processes=package.steps_in_processes(config.task, count, **options),
     )
 

@@ -1,5 +1,6 @@
 """Scores of a trained agent: the one function that plays episodes without learning."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,7 +40,12 @@ class Scores:
 
 
 def evaluate(
-    agent: Agent, environments: Environments, episodes: int, greedy: bool = False, film: list[np.ndarray] | None = None
+    agent: Agent,
+    environments: Environments,
+    episodes: int,
+    greedy: bool = False,
+    film: list[np.ndarray] | None = None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Scores:
     """Play whole episodes.
 
@@ -50,6 +56,7 @@ def evaluate(
         environments: N of them, not begun.
         episodes: at least 1.
         greedy: the most likely action instead of a sample.
+        report: is told how far it is, at every step.
         film: gets the pictures (H, W, 3) of the first environment's first episode, where it can draw itself.
     """
     if episodes < 1:
@@ -67,6 +74,7 @@ def evaluate(
             film.append(picture)
         score = np.where(rows.is_first, 0.0, score + rows.reward)
         length = np.where(rows.is_first, 0, length + 1)
+        report(f"{sum(map(len, finished))} of {episodes} episodes, {length.max()} steps into the longest open one")
         for i in np.flatnonzero(rows.is_last):
             if len(finished[i]) < quota[i]:
                 finished[i].append((float(score[i]), int(length[i])))

@@ -17,13 +17,14 @@ class Player:
         observation, state = env.reset()[0], None
         action, state = agent.act(observation, state)
 
-    Observations and actions are those of `envs.make(task)`: dictionaries of arrays. `state` is what the agent remembers
-    of the episode; None begins a new one.
+    Observations and actions are those of `envs.make(agent.task, **agent.options)`: dictionaries of arrays. `state` is
+    what the agent remembers of the episode; None begins a new one.
     """
 
-    def __init__(self, agent: Agent, task: str):
+    def __init__(self, agent: Agent, task: str, options: Mapping[str, Any] | None = None):
         self._agent = agent
         self.task = task
+        self.options = dict(options or {})  # for `envs.make`, as the run had them
 
     def act(
         self, observation: Mapping[str, Any], state: Memory | None = None, greedy: bool = False

@@ -37,6 +37,8 @@ from .errors import UserMistake
 from .rssm import State
 from .spaces import ObservationSpec
 
+LATENTS = ("deter", "stoch")  # what is refreshed; the rest of a row never changes
+
 
 class Transition(NamedTuple):
     """One row of each of N environments."""
@@ -204,7 +206,7 @@ class Replay:
         windows = self._draw(batch)
         streams = torch.tensor([window.stream for window in windows], device=self.device).unsqueeze(1)
         times = self._times(windows)
-        rows = {key: values[streams, times] for key, values in self.data.items() if key not in ("deter", "stoch")}
+        rows = {key: values[streams, times] for key, values in self.data.items() if key not in LATENTS}
         first = times[:, 0]
         stoch = self.data["stoch"][streams[:, 0], first].long()
         latent = State(self.data["deter"][streams[:, 0], first], F.one_hot(stoch, self.classes).float())
@@ -246,15 +248,15 @@ class Replay:
 
     def export_rows(self, start: int) -> dict[str, Tensor]:
         """Copies of all that never changes of rows `start`.. of every stream: {key: (N, rows, ...)}."""
-        return {key: values for key, values in self._export(start).items() if key not in ("deter", "stoch")}
+        return self._export(start, [key for key in self.data if key not in LATENTS])
 
     def export_latents(self) -> dict[str, Tensor]:
         """Copies of the latents of every row held, oldest first: {key: (N, rows, ...)}."""
-        return {key: values for key, values in self._export(self.oldest).items() if key in ("deter", "stoch")}
+        return self._export(self.oldest, list(LATENTS))
 
-    def _export(self, start: int) -> dict[str, Tensor]:
+    def _export(self, start: int, keys: list[str]) -> dict[str, Tensor]:
         places = torch.arange(start, self.count, device=self.device) % self.rows
-        return {key: values[:, places].cpu() for key, values in self.data.items()}
+        return {key: self.data[key][:, places].cpu() for key in keys}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the rows themselves."""

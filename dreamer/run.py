@@ -41,9 +41,13 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         agent.load_state_dict(state["agent"])
         counters = Counters(**state["counters"])
     replay = _replay(config, agent, counters)
+    if resumed and counters.frames >= config.frames:
+        terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
+        return
     if resumed:
         replay.generator.set_state(state["sampler"])
-        folder.load_replay(replay)
+        with terminal.waiting("Loading the replay"):
+            folder.load_replay(replay)
         folder.write_config(config)
     else:
         folder.create(config, observation, action)
@@ -51,11 +55,11 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     terminal.say(f"{'Continuing' if resumed else 'Training'} {config.task} in {folder.path}")
     for line in describe(config, agent, replay, environments):
         terminal.say(f"  {line}")
+    stop = _StopSignal()
     _compile(agent, replay, terminal)
 
     logger = Logger(folder.path, config, terminal, counters)
     saver = _Saver(config, folder, agent, replay, counters)
-    stop = _StopSignal()
     try:
         train(config, agent, environments, replay, counters, logger, saver.save, saver.due, stop)
     finally:
@@ -79,7 +83,8 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
     usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size", Config.size)
     note = f" (the protocol has {usual}; without a GPU the default is {CPU_SIZE})" if config.size != usual else ""
     batch = config.replay.batch * config.replay.length
-    updates = int(config.frames / repeat * config.ratio / batch)
+    waiting = batch + config.envs * config.replay.length  # rows before the first update
+    updates = max(0, int((config.frames / repeat - waiting) * config.ratio / batch) + 1)
     expected = expectation(config.task)
     return [
         f"sees {', '.join(sees)}; does {', '.join(does)}",
@@ -133,8 +138,10 @@ def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
 
 def _removed_broken_library(error: Exception) -> bool:
     """Whether compiling failed on what an interrupted compilation had left half written, which is then removed."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
     found = re.search(r"(/\S+\.so): file too short", str(error))
-    if found is None:
+    if found is None or not Path(found[1]).is_relative_to(cache_dir()):
         return False
     Path(found[1]).unlink(missing_ok=True)
     torch.compiler.reset()

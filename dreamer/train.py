@@ -104,7 +104,7 @@ def train(
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
         replay.add(Transition(**seen, action=memory.action, latent=memory.state))
-        # Fetched before learning: a GPU then learns while the environments step.
+        # Fetched before learning: the environments' next actions do not wait for a GPU that learns.
         actions = memory.action.cpu().numpy()
         counters.rows += count
         observer.rows(rows, counters)
@@ -133,5 +133,5 @@ def tensors(rows: Rows) -> dict[str, Any]:
 
 
 def progress(counters: Counters, agent: Agent) -> dict[str, Any]:
-    """All that `resume` needs besides the replay."""
+    """All that a run needs to go on, besides the replay and what samples from it."""
     return {"counters": asdict(counters), "agent": agent.state_dict()}

@@ -21,7 +21,6 @@ MARK = np.array([60, 200, 90], np.uint8)  # the bar over frames that the model h
 BAR = 3  # its height
 
 
-@torch.no_grad()
 def open_loop(agent: Agent, batch: Batch, context: int = CONTEXT) -> dict[str, Tensor]:
     """What the model expects to see, from a few steps of context and the real actions.
 
@@ -34,16 +33,20 @@ def open_loop(agent: Agent, batch: Batch, context: int = CONTEXT) -> dict[str, T
         Predictions (B, T, ...) of every observation key, in its own units.
     """
     rssm, decoder = agent.world_model.rssm, agent.world_model.decoder
+    batch = batch.to(agent.device)
     size, length = batch.reward.shape
+    context = min(context, length)
     generator = torch.Generator(agent.device).manual_seed(0)
     uniform = torch.rand(size, length, rssm.config.stoch, generator=generator, device=agent.device)
-    posterior, _ = agent.world_model.observe(batch, uniform)
-    weights = rssm.recurrence()
-    states = [State(posterior.deter[:, t], posterior.stoch[:, t]) for t in range(context)]
-    for t in range(context, length):
-        states.append(rssm.imagine_step(weights, states[-1], batch.prev_action[:, t], uniform[:, t]))
-    stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
-    return decoder.predict(decoder(rssm.feature(stacked)))
+    # As in training, gradients and all: what was compiled for that serves here too.
+    posterior = agent.world_model.observe(batch, uniform)[0].detach()
+    with torch.no_grad():
+        weights = rssm.recurrence()
+        states = [State(posterior.deter[:, t], posterior.stoch[:, t]) for t in range(context)]
+        for t in range(context, length):
+            states.append(rssm.imagine_step(weights, states[-1], batch.prev_action[:, t], uniform[:, t]))
+        stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
+        return decoder.predict(decoder(rssm.feature(stacked)))
 
 
 def comparison(truth: Tensor, prediction: Tensor, context: int = CONTEXT) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import tiny
 import torch
 
 import dreamer.agent
@@ -558,3 +559,12 @@ def test_warming_up_leaves_no_trace():
     assert all(torch.equal(p, before[name]) for name, p in snapshot(agent).items())
     assert all(p.grad is None for p in agent.parameters)
     assert agent.optimizer.updates == 0 and agent.actor_critic.return_high == 0
+
+
+def test_a_generator_of_another_device_is_left_alone():
+    config = tiny.tiny_config()
+    agent = tiny.tiny_agent(config, tiny.counting_vector(1))
+    state = agent.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)}  # as long as a GPU's
+    before = agent.generator.get_state()
+    agent.load_state_dict(state)
+    assert torch.equal(agent.generator.get_state(), before)

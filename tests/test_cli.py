@@ -420,3 +420,19 @@ def test_somebody_else_s_envs_may_be_a_single_file(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "envs")
     sentence = mistake(*CARTPOLE, "--run", tmp_path / "run")
     assert "found another package called envs" in sentence and str(tmp_path) in sentence
+
+
+def test_a_finished_run_says_so_and_does_nothing(run):
+    before = (run / "checkpoint.pt").read_bytes()
+    result = works("train", "--run", run)
+    assert "give more --frames to go on" in result.stderr
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    few = ["--frames", 5, "--set", "run.compile=false", "--set", "replay.length=2", "--set", "replay.batch=2"]
+    works("train", "--env", "atari/pong", "--run", tmp_path / "run", "--set", "model.free_nats=0.5", *few)
+    config = RunFolder(tmp_path / "run").config()
+    assert (config.size, config.model.deter, config.model.free_nats) == ("1m", 512, 0.5)

@@ -10,6 +10,7 @@ from dreamer.config import Config, make_config
 from dreamer.machine import why_not_compile
 from dreamer.replay import Batch
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
+from dreamer.video import open_loop
 
 pytestmark = pytest.mark.skipif(bool(why_not_compile(torch.device("cpu"))), reason="nothing to compile with")
 
@@ -128,6 +129,7 @@ def test_nothing_is_compiled_again(compiled):
             agent.update(batch)
             observation = {key: value[:, 0].contiguous() for key, value in batch.observation.items()}
             agent.act(observation, flags, ~flags, agent.start(2))
+            open_loop(agent, batch, context=2)
 
 
 def test_uncompile_goes_back_to_eager():
