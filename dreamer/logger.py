@@ -215,7 +215,11 @@ class Logger:
 
     def _line(self, counters: Counters) -> str:
         frames, goal = counters.frames, self._config.frames
-        parts = [f"{frames:,} of {goal:,} frames", f"{counters.updates:,} updates", f"{self._episodes:,} episodes"]
+        parts = [
+            f"{frames:,} of {goal:,} frames",
+            f"{counters.updates:,} updates",
+            f"{self._episodes:,} episode{'s' * (self._episodes != 1)}",
+        ]
         if self._recent:
             parts.append(f"last score {self._recent[-1]:.6g}, mean of {len(self._recent)}: {np.mean(self._recent):.6g}")
         rows_rate, updates_rate = self._pace.rates(counters)

@@ -322,7 +322,7 @@ def test_the_last_line_says_how_it_stands(tmp_path):
     watched.rows([7], [0], [1])
     watched.close()
     last = watched.stream.getvalue().splitlines()[-1]
-    assert last.startswith("8 of 4,000 frames, 0 updates, 1 episodes, last score 7, mean of 1: 7")
+    assert last.startswith("8 of 4,000 frames, 0 updates, 1 episode, last score 7, mean of 1: 7")
 
 
 def test_time_left_follows_the_pace_of_learning(tmp_path, clock):
