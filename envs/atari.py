@@ -68,10 +68,11 @@ def make_atari100k(
     noops: int = 30,
     time_limit_frames: int = 108_000,
 ) -> Adapt:
-    """The protocol of 400 thousand frames. Options as in `Atari`."""
-    game = Atari(
+    """The protocol of 400 thousand frames: other defaults, the same game. Options as in `Atari`."""
+    return make_atari(
         name,
         repeat=repeat,
+        seed=seed,
         size=size,
         grey=grey,
         sticky=sticky,
@@ -79,7 +80,6 @@ def make_atari100k(
         noops=noops,
         time_limit_frames=time_limit_frames,
     )
-    return Adapt(game, repeat=repeat, seed=seed)
 
 
 class Atari(gymnasium.Env[Any, Any]):
