@@ -4,6 +4,7 @@
     spaces.json           what the agent sees and does
     versions.json         of Python and the packages
     metrics.jsonl, events.*   curves, as JSON lines and for TensorBoard
+    failure.txt           the traceback of what ended the run, if something did
     checkpoint.pt         weights, optimiser, counters, generators; written last, so it names only what is complete
     replay/rows-A-B.pt    rows A to B of every stream: what never changes, only ever appended
     replay/latents-B.pt   the latents of all rows held at row B, written anew with each checkpoint
@@ -15,6 +16,7 @@ loading never executes anything that a file contains.
 import json
 import os
 import platform
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -103,6 +105,12 @@ class RunFolder:
 
     def write_config(self, config: configs.Config) -> None:
         _write_json(self.path / "config.json", configs.to_json(config))
+
+    def write_failure(self, error: Exception) -> Path:
+        """Keep the traceback of what ends a run."""
+        path = self.path / "failure.txt"
+        path.write_text("".join(traceback.format_exception(error)))
+        return path
 
     def config(self) -> configs.Config:
         if not self.holds_run:

@@ -13,11 +13,12 @@ import torch
 from .agent import Agent
 from .checkpoint import RunFolder
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds
+from .errors import UserMistake
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_freed_memory, total_memory, why_not_compile
 from .published import expectation
 from .replay import Replay, row_bytes
-from .spaces import action_spec, observation_spec
+from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import Counters, progress, train
 
 
@@ -36,6 +37,11 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
     counters = Counters(environments.repeat)
     resumed = folder.has_checkpoint
+    if folder.holds_run and (before := folder.spaces()) != (observation, action):
+        raise UserMistake(
+            f"{folder.path} holds an agent that {in_words(*before)}, but the environment has changed and now asks "
+            f"for one that {in_words(observation, action)}; give another --run"
+        )
     if resumed:
         state = folder.load()
         agent.load_state_dict(state["agent"])
@@ -62,6 +68,9 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     saver = _Saver(config, folder, agent, replay, counters)
     try:
         train(config, agent, environments, replay, counters, logger, saver.save, saver.due, stop)
+    except Exception as error:
+        terminal.say(f"Stopped by an error; its traceback is in {folder.write_failure(error)}")
+        raise
     finally:
         logger.close(counters)
     saver.save()
@@ -72,14 +81,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
 
 def describe(config: Config, agent: Agent, replay: Replay, environments: Any) -> list[str]:
     """What is about to happen, line by line."""
-    spec, repeat = agent.observation_spec, environments.repeat
-    sees = [f"{key} {'x'.join(map(str, shape))} (image)" for key, shape in spec.images.items()]
-    sees += [f"{key} {size} (vector)" for key, size in spec.floats.items()]
-    sees += [f"{key} {len(classes)} (integers)" for key, classes in spec.integers.items()]
-    does = [
-        f"{part.key}: " + (f"one of {' x '.join(map(str, part.classes))}" if part.classes else f"{part.size} numbers")
-        for part in agent.action_spec.parts
-    ]
+    repeat = environments.repeat
     usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size", Config.size)
     note = f" (the protocol has {usual}; without a GPU the default is {CPU_SIZE})" if config.size != usual else ""
     batch = config.replay.batch * config.replay.length
@@ -87,16 +89,46 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
     updates = max(0, int((config.frames / repeat - waiting) * config.ratio / batch) + 1)
     expected = expectation(config.task)
     return [
-        f"sees {', '.join(sees)}; does {', '.join(does)}",
+        in_words(agent.observation_spec, agent.action_spec),
         *environments.notes,
         f"model {config.size}{note}, {agent.parameter_count / 1e6:.2f} million parameters, on {agent.device.type} in "
         f"{str(agent.dtype).removeprefix('torch.')}",
         f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
         f"({batch / config.ratio * repeat:g} frames), {updates:,} updates in all",
-        f"replay of {replay.streams * replay.rows:,} rows, {replay.bytes / 1e9:.1f} GB when full",
+        f"replay of {_amount(replay.streams * replay.rows, config, repeat)}, {size(replay.bytes)} when full",
         *([expected] if expected else []),
+        "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
     ]
+
+
+def in_words(observation: ObservationSpec, action: ActionSpec) -> str:
+    """What an agent sees, and by which network, and what it does."""
+    sees = [f"{key} {'x'.join(map(str, shape))} (image)" for key, shape in observation.images.items()]
+    sees += [f"{key} {size} (vector)" for key, size in observation.floats.items()]
+    sees += [f"{key} {len(classes)} (integers)" for key, classes in observation.integers.items()]
+    does = [
+        f"{part.key}: " + (f"one of {' x '.join(map(str, part.classes))}" if part.classes else f"{part.size} numbers")
+        for part in action.parts
+    ]
+    return f"sees {', '.join(sees)}; does {', '.join(does)}"
+
+
+def _amount(rows: int, config: Config, repeat: int) -> str:
+    """How large the replay is, and why it is not as large as configured."""
+    if rows >= config.frames // repeat:
+        return f"{rows:,} rows, all that the run collects"
+    if rows <= config.replay.capacity - config.envs:
+        return f"{rows:,} rows, which is half of this machine's memory (replay.capacity is {config.replay.capacity:,})"
+    return f"{rows:,} rows"
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    number, unit = next(
+        ((count / one, unit) for one, unit in ((1e9, "GB"), (1e6, "MB")) if count >= one), (count / 1e3, "kB")
+    )
+    return f"{number:.3g} {unit}"
 
 
 def _replay(config: Config, agent: Agent, counters: Counters) -> Replay:

@@ -94,13 +94,21 @@ def train(
     save_due: Callable[[], bool],
     stopped: Callable[[], bool],
 ) -> None:
-    """Collect and learn, in turns, until `config.frames` are seen or `stopped` says so."""
+    """Collect and learn, in turns, until `config.frames` are seen or `stopped` says so.
+
+    Raises:
+        Exception: whatever an environment raised, after a checkpoint.
+    """
     count = len(environments)
     schedule = Schedule(config, counters)
     memory = agent.start(count)
     actions = memory.action.cpu().numpy()
     while counters.frames < config.frames and not stopped():
-        rows = environments.step(agent.action_spec.to_environment(actions))
+        try:
+            rows = environments.step(agent.action_spec.to_environment(actions))
+        except Exception:
+            save()  # nothing is half done here: what was learned so far is kept
+            raise
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
         replay.add(Transition(**seen, action=memory.action, latent=memory.state))

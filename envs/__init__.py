@@ -5,11 +5,11 @@ Nothing here knows of the agent. The engines of a suite are imported when one of
 
 from .adapt import Adapt
 from .check import check
-from .errors import TaskError
+from .errors import EnvironmentFailed, TaskError
 from .registry import Suite, make, steps_in_processes, suites
 from .saving import can_save_state
 from .vector import Rows, Vector
-from .workers import Worker, WorkerDied, WorkerError
+from .workers import Worker, WorkerDied
 
 # For an importer to see that it got this package, since others go by the same name.
 PROJECT = "dreamer"
@@ -17,13 +17,13 @@ PROJECT = "dreamer"
 __all__ = [
     "PROJECT",
     "Adapt",
+    "EnvironmentFailed",
     "Rows",
     "Suite",
     "TaskError",
     "Vector",
     "Worker",
     "WorkerDied",
-    "WorkerError",
     "can_save_state",
     "check",
     "make",

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from .adapt import Adapt
-from .errors import TaskError
+from .errors import TaskError, blaming
 
 STEPS = 3
 
@@ -18,7 +18,7 @@ def check(env: gymnasium.Env[Any, Any], seed: int | None = None) -> None:
 
     Raises TaskError, with what to change, if the spaces cannot be used (see `adapt`), if `reset` or `step` do
     not return what Gymnasium 1.x asks for, or if an observation does not fit the declared space (keys,
-    shapes, kinds of numbers) or has numbers that are not finite. Whatever `env` itself raises is passed on.
+    shapes, kinds of numbers) or has numbers that are not finite. EnvironmentFailed if `reset` or `step` raises.
     """
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), gymnasium.Space):
@@ -28,7 +28,8 @@ def check(env: gymnasium.Env[Any, Any], seed: int | None = None) -> None:
     env.action_space.seed(0)
     _reset(env, seed)
     for _ in range(STEPS):
-        result = env.step(env.action_space.sample())
+        with blaming("The environment", "in step"):
+            result = env.step(env.action_space.sample())
         if not isinstance(result, tuple) or len(result) != 5:
             raise TaskError(
                 f"step returned {_what(result)}: return the five values observation, reward, "
@@ -49,7 +50,8 @@ def check(env: gymnasium.Env[Any, Any], seed: int | None = None) -> None:
 
 
 def _reset(env: gymnasium.Env[Any, Any], seed: int | None) -> None:
-    result: Any = env.reset(seed=seed, options=None)
+    with blaming("The environment", "in reset"):
+        result: Any = env.reset(seed=seed, options=None)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise TaskError(f"reset returned {_what(result)}: return the observation and a dict (obs, {{}}).")
     _check_observation(result[0], env.observation_space, "reset", "observation")

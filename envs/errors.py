@@ -1,11 +1,43 @@
-"""The one exception for what a user can mend, and the search for what they may have meant."""
+"""What goes wrong with a task, each as one sentence that says what to do; and the search for what was meant."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class TaskError(ValueError):
     """A task, an option or an environment that cannot be used; the message says what to do about it."""
+
+
+class EnvironmentFailed(TaskError):
+    """The environment's own code raised something, returned what cannot be used, or is gone.
+
+    The message names the place; the whole traceback is the exception's cause, or one of its notes.
+    """
+
+
+@contextlib.contextmanager
+def blaming(name: str, doing: str) -> Iterator[None]:
+    """Turns whatever an environment's own code raises within into EnvironmentFailed; TaskErrors pass."""
+    try:
+        yield
+    except TaskError:
+        raise
+    except Exception as error:  # anything: it is somebody else's code
+        said = f": {error}" if str(error) else ""
+        raise EnvironmentFailed(f"{name} raised {type(error).__name__} {doing}{said} ({_place(error)}).") from error
+
+
+def _place(error: Exception) -> str:
+    """The line that raised it, in the code that is neither this package nor installed, if that took part."""
+    frames = traceback.extract_tb(error.__traceback__)
+    elsewhere = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(path) for path in elsewhere)]
+    place = (own or list(frames))[-1]
+    return f"{place.filename}, line {place.lineno}"
 
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:

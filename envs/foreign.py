@@ -14,7 +14,7 @@ import gymnasium
 
 from .adapt import Adapt
 from .check import check
-from .errors import TaskError, did_you_mean
+from .errors import TaskError, blaming, did_you_mean
 from .repeat import ActionRepeat
 
 
@@ -60,7 +60,8 @@ def make_custom(name: str, *, repeat: int | None = None, seed: int | None = None
     for option in options:
         if option not in parameters and not open_ended:
             raise TaskError(f"{name} has no option '{option}'.{did_you_mean(option, parameters)}")
-    env = factory(**options, **({"seed": seed} if "seed" in parameters else {}))
+    with blaming(name, "when it was called"):
+        env = factory(**options, **({"seed": seed} if "seed" in parameters else {}))
     if not isinstance(env, gymnasium.Env):
         hint = " Use Vector to step several." if isinstance(env, gymnasium.vector.VectorEnv) else ""
         raise TaskError(f"{name} returned a {type(env).__name__}: return a gymnasium.Env.{hint}")
@@ -113,14 +114,15 @@ def _import(module: str, task: str) -> Any:
     """A module by name, from the current directory too."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise TaskError(
-            f"The module '{module}' of '{task}' is not found in {os.getcwd()} or among the installed packages."
-        ) from error
+    with blaming(f"The module '{module}'", "when it was imported"):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, but something that it imports is not
+            raise TaskError(
+                f"The module '{module}' of '{task}' is not found in {os.getcwd()} or among the installed packages."
+            ) from error
 
 
 def _register_ale() -> None:

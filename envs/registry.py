@@ -12,7 +12,7 @@ from typing import Any
 
 from . import atari, dmc, foreign
 from .adapt import Adapt
-from .errors import TaskError, did_you_mean
+from .errors import TaskError, blaming, did_you_mean
 
 # What `make` itself takes, beside the options of a suite.
 COMMON = ("repeat", "seed")
@@ -135,7 +135,8 @@ def _step_seconds(env: Adapt) -> float:
     while len(seconds) < TIMED_STEPS and sum(seconds) < TIMED_SECONDS:
         action = env.action_space.sample()
         start = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(action)
+        with blaming("The environment", "in step"):
+            _, _, terminated, truncated, _ = env.step(action)
         seconds.append(time.perf_counter() - start)
         if terminated or truncated:
             env.reset()

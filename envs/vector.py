@@ -41,8 +41,8 @@ class Vector:
     seeds: one for each, used at its first reset only. processes: the rows are the same either way; see
     `steps_in_processes` for when it is faster.
 
-    Raises TaskError if an environment resets itself, or if the spaces differ; WorkerError and WorkerDied as
-    `Worker` does.
+    Raises TaskError if an environment resets itself, or if the spaces differ; EnvironmentFailed and WorkerDied as
+    `Local` and `Worker` do.
     """
 
     def __init__(self, factories: Sequence[Factory], seeds: Sequence[int], processes: bool = False):
@@ -132,6 +132,5 @@ class Vector:
             env.close()
 
     def _open(self, index: int) -> Local | Worker:
-        if not self._processes:
-            return Local(self._factories[index])
-        return Worker(self._factories[index], f"environment {index + 1} of {len(self._factories)}")
+        name = f"environment {index + 1} of {len(self._factories)}"
+        return (Worker if self._processes else Local)(self._factories[index], name)

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, NamedTuple
 import gymnasium
 import numpy as np
 
-from .errors import TaskError
+from .errors import EnvironmentFailed, TaskError, blaming
 from .saving import can_save_state
 
 # How long an environment may take to close before its process is killed.
@@ -42,11 +42,7 @@ GRACE_SECONDS = 5.0
 Factory = Callable[[], gymnasium.Env[Any, Any]]
 
 
-class WorkerError(RuntimeError):
-    """An environment raised something in its process; the message has the traceback from there."""
-
-
-class WorkerDied(WorkerError):
+class WorkerDied(EnvironmentFailed):
     """The process of an environment has ended, so that there is no answer from it any more."""
 
 
@@ -72,11 +68,16 @@ class Outcome(NamedTuple):
 class Local:
     """An environment in this process.
 
-    Raises TaskError if it resets itself.
+    name: of the environment, for messages.
+
+    Raises TaskError if it resets itself; EnvironmentFailed for whatever else it raises, here and in all methods, and
+    if an observation or a reward has numbers that are not finite.
     """
 
-    def __init__(self, factory: Factory):
-        self._env = _refuse_autoreset(factory())
+    def __init__(self, factory: Factory, name: str = "the environment"):
+        self._name = name
+        with blaming(name, "when it was made"):
+            self._env = _refuse_autoreset(factory())
         self.facts = Facts(
             self._env.observation_space,
             self._env.action_space,
@@ -90,14 +91,16 @@ class Local:
         return functools.partial(getattr(self, method), *arguments)
 
     def reset(self, seed: int | None) -> Outcome:
-        observation, _ = self._env.reset(seed=seed)
-        return Outcome(observation, 0.0, False, False)
+        with blaming(self._name, "in reset"):
+            observation, _ = self._env.reset(seed=seed)
+        return self._sound(Outcome(observation, 0.0, False, False))
 
     def step(self, action: dict[str, Any]) -> Outcome:
-        observation, reward, terminated, truncated, info = self._env.step(action)
+        with blaming(self._name, "in step"):
+            observation, reward, terminated, truncated, info = self._env.step(action)
         if (terminated or truncated) and ("final_obs" in info or "final_observation" in info):
             raise TaskError(_RESETS_ITSELF)
-        return Outcome(observation, float(reward), bool(terminated), bool(truncated))
+        return self._sound(Outcome(observation, float(reward), bool(terminated), bool(truncated)))
 
     def render(self) -> Any:
         """Whatever it draws. Raises TaskError if it cannot."""
@@ -108,10 +111,20 @@ class Local:
 
     def get_state(self) -> dict[str, Any]:
         """See `saving`."""
-        return self._env.get_state()
+        with blaming(self._name, "when its state was saved"):
+            return self._env.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._env.set_state(state)
+        with blaming(self._name, "when its state was restored"):
+            self._env.set_state(state)
+
+    def _sound(self, outcome: Outcome) -> Outcome:
+        for key, value in outcome.observation.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise EnvironmentFailed(f"{self._name} returned NaN or infinite numbers in the observation '{key}'.")
+        if not np.isfinite(outcome.reward):
+            raise EnvironmentFailed(f"{self._name} returned the reward {outcome.reward}.")
+        return outcome
 
     def hang_up(self) -> None:
         """Nothing to do here; see `Worker`."""
@@ -127,9 +140,9 @@ class Worker:
     for where this process would find them now. name: of the environment, for messages.
 
     The constructor does not wait. `facts` and the answers raise
-        TaskError      where the environment or its factory did so
-        WorkerError    for whatever else they raised; the environment can still be asked
-        WorkerDied     when the process has ended: close this and make another one
+        TaskError            as `Local` does
+        EnvironmentFailed    as `Local` does, with the traceback from there as a note; it can still be asked
+        WorkerDied           when the process has ended: close this and make another one
     """
 
     def __init__(self, factory: Factory, name: str = "the environment"):
@@ -144,7 +157,7 @@ class Worker:
         self._process = _Process()
         self._end = weakref.finalize(self, self._process.end)  # at the interpreter's exit, too
         self._process.send(list(sys.path))
-        self._process.send(("make", (pickled,)))
+        self._process.send(("make", (pickled, name)))
         self._is_unread = True
 
     @functools.cached_property
@@ -159,7 +172,7 @@ class Worker:
         assert self._end.alive, "asked after it was closed"
         _ = self.facts
         if self._is_unread:
-            with contextlib.suppress(TaskError, WorkerError):
+            with contextlib.suppress(TaskError):
                 self._answer()
         self._process.send((method, arguments))
         self._is_unread = True
@@ -193,11 +206,14 @@ class Worker:
         except (EOFError, OSError, pickle.UnpicklingError):
             raise WorkerDied(f"The process of {self.name} {self._process.ending()}.") from None
         self._is_unread = False
+        if kind == _DONE:
+            return value
         if kind == _MISTAKE:
             raise TaskError(value)
-        if kind == _FAILURE:
-            raise WorkerError(f"In the process of {self.name}:\n\n{value.rstrip()}")
-        return value
+        message, details = value
+        error = EnvironmentFailed(message)
+        error.add_note(f"In the process of {self.name}:\n\n{details.rstrip()}")
+        raise error
 
 
 class _Process:
@@ -283,9 +299,9 @@ def _serve(questions: BinaryIO) -> None:
     answers = _take_standard_streams()
     env: Local | None = None
 
-    def make(pickled: bytes) -> Facts:
+    def make(pickled: bytes, name: str) -> Facts:
         nonlocal env
-        env = Local(_load_factory(pickled))
+        env = Local(_load_factory(pickled), name)
         return env.facts
 
     try:
@@ -308,10 +324,10 @@ def _serve(questions: BinaryIO) -> None:
 def _reply(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
     try:
         return pickle.dumps((_DONE, function(*arguments)))
-    except TaskError as error:
-        return pickle.dumps((_MISTAKE, str(error)))
-    except Exception:
-        return pickle.dumps((_FAILURE, traceback.format_exc()))
+    except Exception as error:
+        if isinstance(error, TaskError) and not isinstance(error, EnvironmentFailed):
+            return pickle.dumps((_MISTAKE, str(error)))
+        return pickle.dumps((_FAILURE, (str(error), traceback.format_exc())))
 
 
 def _load_factory(pickled: bytes) -> Factory:

@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from gymnasium import spaces
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer import config as configs
@@ -233,6 +234,20 @@ def test_without_a_gpu_the_size_suits_the_machine(tmp_path, monkeypatch):
     assert RunFolder(tmp_path / "run").config().model.deter == 512
 
 
+def test_the_beginning_tells_what_will_happen(tmp_path, monkeypatch):
+    def said(frames, *arguments):
+        return works(*CARTPOLE, "--run", tmp_path / str(frames), "--frames", frames, *arguments).stderr
+
+    text = said(10)
+    # A row: 4 floats, 2 of an action, the reward, 3 flags, 16 of the state, 2 latents of a byte.
+    assert "replay of 11 rows, all that the run collects, 1.07 kB when full" in text
+    assert "train ratio 1: an update of 8 steps every 8 agent steps (8 frames), 1 updates in all" in text
+    assert "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued" in text
+    monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 97)
+    assert "replay of 60 rows, which is half of this machine's memory (replay.capacity is 5,000,000)" in said(90)
+    assert "replay of 50 rows, 4.85 kB" in said(91, "--set", "replay.capacity=50")
+
+
 def test_pong_learns_from_frames(tmp_path):
     arguments = ["--size", "1m", "--envs", 1, "--frames", 4 * 28, *WIDTHS]
     works("train", "--env", "atari/pong", "--run", tmp_path, *arguments)
@@ -404,6 +419,145 @@ def test_a_folder_that_cannot_be_one(tmp_path):
     assert "cannot write to" in mistake(*CARTPOLE, "--run", tmp_path / "file" / "run")
 
 
+OWN = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+class Good(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    count = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.zeros(2, np.float32), 1.0, False, self.count % 10 == 0, {}
+
+class Text(Good):
+    observation_space = spaces.Text(5)
+
+class NoBounds(Good):
+    action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+class NaN(Good):
+    def reset(self, *, seed=None, options=None):
+        return np.array([0, np.nan], np.float32), {}
+
+class OldReset(Good):
+    def reset(self):
+        return np.zeros(2, np.float32), {}
+
+class Raising(Good):
+    def step(self, action):
+        raise RuntimeError("out of fuel")
+
+class NoSuchFile(Good):
+    def __init__(self):
+        open("level.txt")
+
+class NotAnEnv:
+    pass
+
+class Later(Good):
+    def step(self, action):
+        if self.count == 30:
+            return self.fail()
+        return super().step(action)
+
+    def fail(self):
+        raise RuntimeError("out of fuel")
+
+class LaterNaN(Later):
+    def fail(self):
+        return np.full(2, np.nan, np.float32), 0.0, False, False, {}
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module with environments of a user's own, good and bad."""
+    (tmp_path / "my_worlds.py").write_text(OWN)
+    (tmp_path / "my_typo.py").write_text("def world(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_worlds", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("my_worlds:Text", "is a Text space, which cannot be used: offer it as"),
+        ("my_worlds:NoBounds", "has no finite bounds. Declare"),
+        ("my_worlds:NaN", "reset returned the observation with NaN or infinite numbers"),
+        ("my_worlds:OldReset", "declare it as reset(self, *, seed=None, options=None)"),
+        ("my_worlds:Raising", "The environment raised RuntimeError in step: out of fuel (/"),
+        ("my_worlds:NoSuchFile", "my_worlds:NoSuchFile raised FileNotFoundError when it was called"),
+        ("my_worlds:NotAnEnv", "returned a NotAnEnv: return a gymnasium.Env"),
+        ("my_worlds:Goood", "Did you mean 'Good'?"),
+        ("my_worlds:number", "is a int: name a function or class"),
+        ("my_typo:world", "The module 'my_typo' raised SyntaxError when it was imported"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_environments_that_cannot_be_used(own, tmp_path, name, named, count):
+    arguments = ["--size", "1m", *WIDTHS, "--run", tmp_path / "run", "--frames", 50, "--envs", count]
+    assert named in mistake("train", "--env", name, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("Later", "environment 1 of 1 raised RuntimeError in step: out of fuel (/"),
+        ("LaterNaN", "environment 1 of 1 returned NaN or infinite numbers in the observation 'vector'."),
+    ],
+)
+def test_an_environment_that_fails_later_costs_nothing(own, tmp_path, name, named):
+    folder = tmp_path / "run"
+    result = dreamer("train", "--env", f"my_worlds:{name}", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 500)
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    assert named in result.stderr.splitlines()[-1]
+    assert f"its traceback is in {folder / 'failure.txt'}" in result.stderr
+    assert "Traceback" in (folder / "failure.txt").read_text()
+    # The check took 3 of the 30 steps; the rest took 4 resets.
+    assert counters(folder)["rows"] == 31 and counters(folder)["updates"] > 0
+    assert len(json.loads(works("evaluate", folder, "--episodes", 1, "--json").stdout)["scores"]) == 1
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "spaces.json"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", b"import os; os.remove('x')"])
+def test_a_damaged_run_is_refused_and_left_alone(run, name, content):
+    (run / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for command in (("evaluate", run), ("train", "--run", run, "--frames", 100)):
+        mistake(*command)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_an_environment_that_has_changed_since(own, tmp_path):
+    folder = tmp_path / "run"
+    works("train", "--env", "my_worlds:Good", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
+    sys.modules["my_worlds"].Good.action_space = spaces.Discrete(3)
+    sentence = mistake("train", "--run", folder, "--frames", 40)
+    assert "holds an agent that sees vector 2 (vector); does action: one of 2, but" in sentence
+    assert "one that sees vector 2 (vector); does action: one of 3; give another --run" in sentence
+
+
+def test_a_pickle_of_somebody_else_is_not_opened(run):
+    torch.save({"version": 1, "state": Path("x"), "replay": {}}, run / "checkpoint.pt")
+    assert "is not a readable checkpoint" in mistake("evaluate", run)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder where nobody may write")
+def test_a_folder_without_permission_to_write():
+    assert "cannot write to /proc/runs" in mistake(*CARTPOLE, "--run", "/proc/runs")
+
+
 def test_somebody_else_s_envs_is_found_out(tmp_path):
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs" / "__init__.py").write_text("")
@@ -436,3 +590,17 @@ def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):
     works("train", "--env", "atari/pong", "--run", tmp_path / "run", "--set", "model.free_nats=0.5", *few)
     config = RunFolder(tmp_path / "run").config()
     assert (config.size, config.model.deter, config.model.free_nats) == ("1m", 512, 0.5)
+
+
+def test_every_kind_of_observation_and_an_action_of_parts(tmp_path):
+    arguments = ["--env", "mixed:Signals", "--size", "1m", "--frames", 40, "--run", tmp_path, *WIDTHS]
+    result = works("train", *arguments)
+    assert "sees screen 48x48x1 (image), dial 2 (vector), panel/key 1 (integers), panel/switches 2 (integers)" in (
+        result.stderr
+    )
+    assert "does action: one of 2 x 3" in result.stderr
+    last = metrics(tmp_path)[-1]
+    assert last["speed/updates"] > 3
+    for key in ("screen", "dial", "panel/key", "panel/switches"):
+        assert math.isfinite(last[f"loss/decoder/{key}"])
+    assert len(json.loads(works("evaluate", tmp_path, "--episodes", 2, "--json").stdout)["scores"]) == 2

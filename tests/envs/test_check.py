@@ -170,10 +170,13 @@ def test_spaces_are_refused_before_a_step_is_tried():
         envs.check(Unbounded())
 
 
-def test_what_the_environment_raises_is_passed_on():
-    class Broken(Good):
-        def step(self, action):
-            raise TypeError("its own mistake")
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_what_the_environment_raises_is_told_with_its_place(method):
+    def broken(self, *arguments, **options):
+        return np.array([1.0])[7]
 
-    with pytest.raises(TypeError, match="its own mistake"):
-        envs.check(Broken())
+    with pytest.raises(envs.EnvironmentFailed) as caught:
+        envs.check(type("Broken", (Good,), {method: broken})())
+    line = broken.__code__.co_firstlineno + 1
+    expected = f"The environment raised IndexError in {method}: index 7 is out of bounds for axis 0 with size 1"
+    assert str(caught.value) == f"{expected} ({__file__}, line {line})."
