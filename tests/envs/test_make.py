@@ -267,10 +267,10 @@ def test_mistakes_with_own_environments(own, task, options, message):
         envs.make(task, **options)
 
 
-def test_what_own_code_raises_is_passed_on(own):
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+def test_what_own_code_raises_is_told_with_its_place(own):
+    with pytest.raises(envs.EnvironmentFailed, match=r"imported: No module .*a_package_that_is_not_there.*, line \d+"):
         envs.make("own_broken:make")
-    with pytest.raises(TypeError):
+    with pytest.raises(envs.EnvironmentFailed, match="raised TypeError in step"):
         envs.make(f"{own}:Counter", end="x")
 
 
