@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .actor_critic import ActorCritic
+from .actor_critic import ActorCritic, ReturnScale
 from .config import Config, LossScales, seeds
 from .imagination import Imagination, Noise
 from .optimizer import LaProp
@@ -129,14 +129,19 @@ class Agent:
         """
         loss, metrics, posterior, scale = self.loss(batch.to(self.device))
         loss.backward()
-        metrics |= {f"optimizer/{name}": value for name, value in self.optimizer.step().items()}
+        metrics |= {f"optimizer/{name}": value for name, value in self.step(scale).items()}
+        return metrics, posterior
+
+    def step(self, scale: ReturnScale) -> dict[str, Tensor]:
+        """Move all that an update moves, once the gradients are there; returns the optimiser's metrics."""
+        metrics = self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.actor_critic.keep_scale(scale)
         self.actor_critic.update_slow_critic()
         self._recurrence = None  # the weights have moved
-        return metrics, posterior
+        return metrics
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], State, Any]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], State, ReturnScale]:
         """The scaled sum of all losses of a batch, metrics, posteriors and the new return scale; changes nothing."""
         world_model, actor_critic = self.world_model, self.actor_critic
         size, length = batch.reward.shape

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from .config import Config
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
+PRECISIONS = click.Choice(["auto", "float32", "bfloat16"])
 
 
 class UserError(click.ClickException):
@@ -59,6 +62,7 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(min=0), help="Of parameters, environments and all random numbers.")
 @click.option("--envs", type=click.IntRange(min=1), help="Environments that step together.")
 @click.option("--device", type=DEVICES, help="Where to compute.")
+@click.option("--precision", type=PRECISIONS, help="Of matrix products; auto asks the machine.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting, for example replay.batch=8."
 )
@@ -70,23 +74,20 @@ def train(
     seed: int | None,
     envs: int | None,
     device: str | None,
+    precision: str | None,
     settings: tuple[str, ...],
 ) -> None:
     """Train an agent, from scratch or from where RUN stopped."""
-    from . import config as configs
     from .checkpoint import RunFolder
 
-    if device:
-        settings = (*settings, f"run.device={device}")
+    settings = (*settings, *_machine_settings(device, precision))
     given: dict[str, Any] = {"size": size, "settings": settings, "frames": frames, "seed": seed, "envs": envs}
     if run is not None and (folder := RunFolder(run)).holds_run:
         config = _continued(folder.config(), task, given)
     else:
         if task is None:
             raise UserError("say what to learn with --env, for example --env atari/pong")
-        config = configs.make_config(task, **given)
-        if not (size or any(setting.startswith("size=") for setting in settings)) and _is_without_gpu(config):
-            config = configs.make_config(task, **given | {"size": configs.CPU_SIZE})
+        config = _new_config(task, given)
         folder = RunFolder(run or _new_folder(config))
         if folder.has_checkpoint:
             raise UserError(f"{run} holds a checkpoint but no config.json; put that back, or give another --run")
@@ -116,6 +117,24 @@ def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Co
             f"the folder holds another run ({'; '.join(differing)}); give another --run, or leave these out"
         )
     return configs.amend(stored, **given)
+
+
+def _machine_settings(device: str | None, precision: str | None) -> list[str]:
+    given = {"run.device": device, "run.precision": precision}
+    return [f"{key}={value}" for key, value in given.items() if value]
+
+
+def _new_config(task: str, given: dict[str, Any]) -> "Config":
+    """The config of a new run; without a GPU its size is one that trains there, unless another was given."""
+    from . import config as configs
+
+    config = configs.make_config(task, **given)
+    sized = given["size"] or any(setting.startswith("size=") for setting in given["settings"])
+    return (
+        config
+        if sized or not _is_without_gpu(config)
+        else configs.make_config(task, **given | {"size": configs.CPU_SIZE})
+    )
 
 
 def _is_without_gpu(config: "Config") -> bool:
@@ -204,6 +223,42 @@ def _environments(config: "Config", count: int, seed: int, drawn: bool = False) 
         seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
         processes=package.steps_in_processes(config.task, count, **options),
     )
+
+
+@main.command()
+@click.option("--env", "task", default="dmc/walker_walk", show_default=True, help="Whose shapes and environments.")
+@click.option("--size", metavar="SIZE", help="Model size: 1m, 12m, 25m, 50m, 100m, 200m, 400m.")
+@click.option("--device", type=DEVICES, help="Where to compute.")
+@click.option("--precision", type=PRECISIONS, help="Of matrix products; auto asks the machine.")
+@click.option("--eager", is_flag=True, help="Do not compile.")
+@click.option("--cold", is_flag=True, help="Compile as on a new machine, with an empty cache.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As for train.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, times in seconds.")
+def bench(
+    task: str,
+    size: str | None,
+    device: str | None,
+    precision: str | None,
+    eager: bool,
+    cold: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure how fast this machine trains, acts and steps."""
+    with tempfile.TemporaryDirectory() as empty:
+        if cold:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+            os.environ["TRITON_CACHE_DIR"] = os.path.join(empty, "triton")
+        from . import bench as benchmark
+
+        settings = (*settings, *_machine_settings(device, precision), *(["run.compile=false"] if eager else []))
+        config = _new_config(task, {"size": size, "settings": settings})
+        environments = _environments(config, config.envs, config.seed)
+        try:
+            report = benchmark.measure(config, environments, lambda text: click.echo(f"{text} ...", err=True))
+        finally:
+            environments.close()
+    click.echo(json.dumps(report.to_json()) if as_json else benchmark.table(report))
 
 
 @main.command("envs")

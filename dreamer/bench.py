@@ -1,0 +1,400 @@
+"""How fast this machine is: one update and its parts, acting, replay, environments; on random data.
+
+Whatever is timed has run before, so compiling and the first touch of memory are in `first_update_s` and nowhere else.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .agent import Agent
+from .config import Config
+from .machine import choose_device, choose_dtype, keep_freed_memory, why_not_compile
+from .replay import Replay, Transition
+from .rssm import State
+from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
+from .train import Counters, Environments, train
+
+WARM_UPS = 3
+REPEATS = (5, 30)  # at least, at most
+SECONDS = 15.0  # after which no more than the least are made
+STEP_SECONDS = 2.0  # of stepping environments
+EPISODE = 100  # steps, in the random experience
+ACTING = (1, 16)  # environments at once
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds that a call takes: median, 10th and 90th percentile."""
+
+    median_s: float
+    low_s: float
+    high_s: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, all times in seconds."""
+
+    task: str
+    size: str
+    parameters: int
+    device: str
+    precision: str
+    compiled: bool
+    threads: int
+    torch: str
+    update: Spread
+    parts: dict[str, float]  # of one update, measured one after the other; they add up to its time
+    first_update_s: float  # from nothing, compiling included
+    acting: dict[str, Spread]  # by the number of environments
+    replay_sample: Spread
+    replay_refresh: Spread
+    environment_steps_per_second: float  # of all environments, with random actions and nothing else
+    collected_steps_per_second: float  # the training loop without learning
+    peak_memory_bytes: int
+    update_flop: int  # of the matrix products and convolutions of one update
+    peak_flop_per_second: float  # of large matrix products on this machine
+
+    @property
+    def peak_share(self) -> float:
+        """How much of the time an update's arithmetic would take at the machine's peak."""
+        return self.update_flop / self.update.median_s / self.peak_flop_per_second
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"updates_per_second": 1 / self.update.median_s, "peak_share": self.peak_share}
+
+
+def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Report:
+    """Measure all of it; takes a minute or two, and longer where compiling does.
+
+    Args:
+        config: its task, size, batch, device, precision and `run.compile` count.
+        environments: of that task, not begun.
+        say: is told what comes next.
+    """
+    keep_freed_memory()
+    device = choose_device(config.run.device)
+    observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
+    replay = random_replay(config, observation, action)
+    compiled = config.run.compile and why_not_compile(device) is None
+
+    say("Compiling, or reading what was compiled before" if compiled else "Running eager code")
+    begun = time.perf_counter()
+    agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
+    if compiled:
+        agent.compile()
+    batch, windows = replay.sample(config.replay.batch)
+    posterior = agent.update(batch)[1]
+    _wait(device)
+    first_update = time.perf_counter() - begun
+
+    say("Timing updates")
+    update = timed(lambda: agent.update(batch), device)
+    parts = time_parts(agent, lambda: agent.update(batch))
+    memory = peak_memory(device)
+
+    say("Timing acting, replay and environments")
+    acting = {str(count): _time_acting(agent, replay, count) for count in ACTING}
+    sample = timed(lambda: replay.sample(config.replay.batch), device)
+    refresh = timed(lambda: replay.refresh(windows, posterior), device)
+    bare = _steps_per_second(environments, agent.action_spec)
+    collected = _collected_per_second(config, agent, environments, replay)
+
+    say("Counting the arithmetic")
+    agent.uncompile()
+    with FlopCounterMode(display=False) as counter:
+        agent.loss(batch.to(device))[0].backward()
+    return Report(
+        task=config.task,
+        size=config.size,
+        parameters=agent.parameter_count,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        precision=str(agent.dtype).removeprefix("torch."),
+        compiled=compiled,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        update=update,
+        parts=parts,
+        first_update_s=first_update,
+        acting=acting,
+        replay_sample=sample,
+        replay_refresh=refresh,
+        environment_steps_per_second=bare,
+        collected_steps_per_second=collected,
+        peak_memory_bytes=memory,
+        update_flop=counter.get_total_flops(),
+        peak_flop_per_second=matrix_peak(device, agent.dtype),
+    )
+
+
+def random_replay(config: Config, observation: ObservationSpec, action: ActionSpec) -> Replay:
+    """Rows of random numbers, enough for a batch of different sequences."""
+    model, generator = config.model, torch.Generator().manual_seed(0)
+    rows = 2 * config.replay.batch * config.replay.length
+    replay = Replay(
+        observation,
+        action.width,
+        (model.deter, model.stoch, model.classes),
+        streams=1,
+        capacity=rows,
+        length=config.replay.length,
+        generator=generator,
+    )
+    for row in range(rows):
+        is_first, is_last = torch.tensor([row % EPISODE == 0]), torch.tensor([row % EPISODE == EPISODE - 1])
+        latent = State(torch.zeros(1, model.deter), torch.eye(model.classes)[:1].expand(1, model.stoch, -1))
+        replay.add(
+            Transition(
+                observation=random_observation(observation, 1, generator),
+                action=torch.rand(1, action.width, generator=generator),
+                reward=torch.rand(1, generator=generator),
+                is_first=is_first,
+                is_last=is_last,
+                is_terminal=is_last,
+                latent=latent,
+            )
+        )
+    return replay
+
+
+def random_observation(spec: ObservationSpec, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """What `count` environments might see."""
+    result = {key: torch.randn(count, size, generator=generator) for key, size in spec.floats.items()}
+    for key, shape in spec.images.items():
+        result[key] = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+    for key, classes in spec.integers.items():
+        result[key] = torch.stack([torch.randint(n, (count,), generator=generator) for n in classes], -1)
+    return result
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> Spread:
+    """Seconds of a call, after some that do not count; each call waits until the device is done."""
+    for _ in range(WARM_UPS):
+        function()
+    seconds: list[float] = []
+    while _goes_on(seconds):
+        _wait(device)
+        begun = time.perf_counter()
+        function()
+        _wait(device)
+        seconds.append(time.perf_counter() - begun)
+    low, median, high = np.quantile(seconds, [0.1, 0.5, 0.9])
+    return Spread(float(median), float(low), float(high), len(seconds))
+
+
+def time_parts(agent: Agent, update: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of each part of the update that took the median time, waiting for the device after each."""
+    model, actor_critic = agent.world_model, agent.actor_critic
+    names = ["encoder", "posterior scan", "imagination", "heads and losses", "backward", "optimiser", "the rest"]
+    watch = Stopwatch(agent.device)
+    measured: list[dict[str, float]] = []
+    with watch.around(
+        (model.encoder, "forward", "encoder"),
+        (model.rssm, "observe", "posterior scan"),
+        (agent.imagination, "rollout", "imagination"),
+        (model, "losses", "heads and losses"),
+        (model, "outcome", "heads and losses"),
+        (actor_critic, "imagined_losses", "heads and losses"),
+        (actor_critic, "replay_losses", "heads and losses"),
+        (agent, "loss", "forward"),
+        (agent, "step", "optimiser"),
+    ):
+        while _goes_on([sum(parts.values()) for parts in measured]):
+            watch.seconds.clear()
+            _wait(agent.device)
+            begun = time.perf_counter()
+            update()
+            _wait(agent.device)
+            whole = time.perf_counter() - begun
+            seconds = watch.seconds
+            seconds["backward"] = whole - seconds.pop("forward") - seconds["optimiser"]
+            seconds["the rest"] = whole - sum(seconds.values())
+            measured.append({name: seconds[name] for name in names})
+    return sorted(measured, key=lambda parts: sum(parts.values()))[len(measured) // 2]
+
+
+class Stopwatch:
+    """Adds up the seconds of named parts while it is around the functions that do them."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def around(self, *places: tuple[Any, str, str]) -> Iterator[None]:
+        """places: (owner, function's name, part)."""
+        before = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]
+        for owner, name, part in places:
+            setattr(owner, name, self._timed(getattr(owner, name), part))
+        try:
+            yield
+        finally:
+            for owner, name, function in before:
+                if function is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, function)
+
+    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            _wait(self.device)
+            begun = time.perf_counter()
+            result = function(*arguments, **named)
+            _wait(self.device)
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
+            return result
+
+        return run
+
+
+def _time_acting(agent: Agent, replay: Replay, count: int) -> Spread:
+    observation = random_observation(agent.observation_spec, count, replay.generator)
+    flags, memory = torch.zeros(count, dtype=torch.bool), agent.start(count)
+    return timed(lambda: agent.act(observation, flags, flags, memory).action.cpu(), agent.device)
+
+
+def _steps_per_second(environments: Environments, spec: ActionSpec) -> float:
+    flat = np.random.default_rng(0).uniform(-1, 1, (len(environments), spec.width)).astype(np.float32)
+    actions = spec.to_environment(flat)
+    environments.step(actions)
+    steps, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < STEP_SECONDS:
+        environments.step(actions)
+        steps += len(environments)
+    return steps / (time.perf_counter() - begun)
+
+
+def _collected_per_second(config: Config, agent: Agent, environments: Environments, random: Replay) -> float:
+    """By the training loop itself, at a ratio at which no update is ever due."""
+    config = replace(config, ratio=1e-12, frames=sys.maxsize)
+    model, streams = config.model, len(environments)
+    replay = Replay(
+        agent.observation_spec,
+        agent.action_spec.width,
+        (model.deter, model.stoch, model.classes),
+        streams=streams,
+        capacity=streams * (config.replay.length + 1),
+        length=config.replay.length,
+        generator=random.generator,
+    )
+    counters = Counters(repeat=1, updates=1)
+    clock = Clock(warm_up=STEP_SECONDS / 4, seconds=STEP_SECONDS, counters=counters)
+    train(config, agent, environments, replay, counters, Nobody(), save=_nothing, save_due=_no, stopped=clock)
+    return clock.rate
+
+
+class Clock:
+    """Stops the loop, and knows how many rows a second it made after a warm-up."""
+
+    def __init__(self, warm_up: float, seconds: float, counters: Counters):
+        self.counters = counters
+        self.begin = time.perf_counter() + warm_up
+        self.end = self.begin + seconds
+        self.mark: tuple[float, int] | None = None
+        self.rate = 0.0
+
+    def __call__(self) -> bool:
+        now = time.perf_counter()
+        if self.mark is None and now > self.begin:
+            self.mark = now, self.counters.rows
+        if now < self.end or self.mark is None:
+            return False
+        self.rate = (self.counters.rows - self.mark[1]) / (now - self.mark[0])
+        return True
+
+
+class Nobody:
+    """An observer that looks away."""
+
+    def rows(self, rows: Any, counters: Counters) -> None: ...
+
+    def update(self, metrics: Any, counters: Counters) -> None: ...
+
+    def show(self, agent: Any, batch: Any, counters: Counters) -> None: ...
+
+
+def _nothing() -> None: ...
+
+
+def _no() -> bool:
+    return False
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of a large matrix product, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        begun = time.perf_counter()
+        left @ right
+        _wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: what torch took on a GPU, else the most that this process ever had."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0  # not told
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _goes_on(seconds: list[float]) -> bool:
+    least, most = REPEATS
+    return len(seconds) < least or (len(seconds) < most and sum(seconds) < SECONDS)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def table(report: Report) -> str:
+    """The report for people."""
+    whole = sum(report.parts.values())
+    kind = "compiled" if report.compiled else "eager"
+    lines = [
+        f"{report.task}, size {report.size}, {report.parameters / 1e6:.3g} million parameters",
+        f"{report.device}, {report.precision}, {kind}, {report.threads} threads, torch {report.torch}",
+        "",
+        f"one update          {_spread(report.update)}, {1 / report.update.median_s:.3g} updates/s",
+        *(f"  {name:<16}  {_time(seconds)}  {seconds / whole:4.0%}" for name, seconds in report.parts.items()),
+        f"first update        {_time(report.first_update_s)}{', compiling included' if report.compiled else ''}",
+        *(
+            f"acting, {count:>2} at once  {_spread(spread)}, {int(count) / spread.median_s:,.0f} actions/s"
+            for count, spread in report.acting.items()
+        ),
+        f"replay, a batch     {_spread(report.replay_sample)}",
+        f"  writing latents   {_spread(report.replay_refresh)}",
+        f"environment         {report.environment_steps_per_second:,.0f} steps/s alone, "
+        f"{report.collected_steps_per_second:,.0f} with acting and storing",
+        f"peak memory         {report.peak_memory_bytes / 1e9:.3g} GB",
+        f"arithmetic          {report.update_flop / 1e9:,.4g} GFLOP an update, {report.peak_share:.0%} of the peak of "
+        f"{report.peak_flop_per_second / 1e12:.3g} TFLOP/s",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(spread: Spread) -> str:
+    return f"{_time(spread.median_s)} ({_time(spread.low_s).strip()} to {_time(spread.high_s).strip()})"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:7.3g} s " if seconds >= 1 else f"{1000 * seconds:7.3g} ms"
