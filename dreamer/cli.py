@@ -226,6 +226,37 @@ def _environments(config: "Config", count: int, seed: int, drawn: bool = False) 
 
 
 @main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", default="curves.png", show_default=True, type=click.Path(path_type=Path), help="PNG, SVG or PDF."
+)
+def plot(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw the learning curves of RUNs, with the published band where there is one.
+
+    A panel for each task. Runs that differ in their seed alone become one line with a band.
+    """
+    from . import plot as pictures
+    from .scores import read
+
+    pictures.check_path(out)
+    pictures.draw([read(run) for run in runs], out)
+    click.echo(f"Wrote {out}")
+
+
+@main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--frames", type=click.IntRange(min=1), help="Where to compare; else at the end of the shortest run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(runs: tuple[Path, ...], frames: int | None, as_json: bool) -> None:
+    """Compare the scores of RUNs with each other and with the published ones."""
+    from . import compare as comparison
+    from .scores import read
+
+    found = comparison.results([read(run) for run in runs], frames)
+    click.echo(json.dumps(comparison.to_json(found)) if as_json else comparison.table(found))
+
+
+@main.command()
 @click.option("--env", "task", default="dmc/walker_walk", show_default=True, help="Whose shapes and environments.")
 @click.option("--size", metavar="SIZE", help="Model size: 1m, 12m, 25m, 50m, 100m, 200m, 400m.")
 @click.option("--device", type=DEVICES, help="Where to compute.")

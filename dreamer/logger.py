@@ -19,8 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .agent import Agent
 from .config import Config
-from .published import passes_zero, short
+from .published import Band, curve, passes_zero, short, standing, tolerance, window
 from .replay import Batch
+from .scores import Curve, episodes
 from .train import Counters, Rows
 from .video import comparison, gif, open_loop, to_rgb
 
@@ -136,6 +137,7 @@ class Logger:
     """
 
     def __init__(self, folder: Path, config: Config, terminal: Terminal, counters: Counters):
+        self._folder = folder
         self._config = config
         self._terminal = terminal
         self._curves = Curves(folder, counters.frames)
@@ -150,6 +152,7 @@ class Logger:
         self._film = Film()
         self._pace = Pace()
         self._said_when = False
+        self._milestones = deque(band for band in curve(config.task) if band.frames > counters.frames)
         self._mark = (now, counters.rows, counters.updates)
 
     def rows(self, rows: Rows, counters: Counters) -> None:
@@ -163,6 +166,8 @@ class Logger:
             self._recent.append(float(self._scores[i]))
             length = float(self._lengths[i] * counters.repeat)
             self._curves.add({"episode/score": self._recent[-1], "episode/length_frames": length}, frames)
+        while self._milestones and frames >= self._milestones[0].frames:
+            self._compare(self._milestones.popleft())
         self._terminal.progress(self._line(counters))
         if time.monotonic() - self._mark[0] > self._config.run.log_seconds:
             self.flush(counters)
@@ -227,6 +232,18 @@ class Logger:
             parts.append(f"{updates_rate:.2g} updates/s, {rows_rate:.3g} steps/s")
             parts.append(f"{duration((goal - frames) / counters.repeat / rows_rate)} left")
         return ", ".join(parts)
+
+    def _compare(self, band: Band) -> None:
+        """The score so far beside the published one."""
+        task = self._config.task
+        score = Curve(self._folder, self._config, *episodes(self._folder)).at(band.frames, window(task))
+        if score is None:
+            return
+        sentence = standing(self._config, band, score)
+        self._terminal.say(sentence[0].upper() + sentence[1:])
+        allowed = tolerance(band)
+        scalars = {"here": score, "mean": band.mean, "low": band.mean - allowed, "high": band.mean + allowed}
+        self._curves.add({f"published/{name}": value for name, value in scalars.items()}, band.frames)
 
     def _say_when(self, counters: Counters) -> None:
         """Once the speed of learning is known: when a published milestone and the end will be reached here."""

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from .config import PROTOCOLS, Config
+
 CURVES = {
     "atari": "atari57.csv",
     "atari100k": "atari100k.csv",
     "dmc": "dmc_proprio.csv",
     "dmc_vision": "dmc_vision.csv",
 }
+TOLERATED_STDS = 2.3  # a correct agent leaves so wide a band once in fifty times
+TOLERATED_SHARE = 0.15  # of the mean, since a few seeds may lie closer together than the truth does
 ALIASES = {"cup_catch": "ball_in_cup_catch"}
 
 
@@ -53,6 +57,48 @@ def curve(task: str, method: str = "dreamerv3") -> list[Band]:
         if row["task"] == key and row["method"] == method
     ]
     return sorted(bands, key=lambda band: band.frames)
+
+
+def window(task: str) -> float:
+    """The published score at some frames is the mean of the episodes that ended between this share of them and all."""
+    return 0.85 if _key(task)[0] in ("dmc", "atari100k") else 0.9
+
+
+def tolerance(band: Band) -> float:
+    """How far from the published mean a score may lie."""
+    return max(TOLERATED_STDS * band.std, TOLERATED_SHARE * abs(band.mean))
+
+
+def verdict(score: float, band: Band, seeds: int) -> str:
+    """within, behind or ahead; with a single seed of ours the last two are only likely."""
+    distance = score - band.mean
+    if abs(distance) <= tolerance(band):
+        return "within"
+    word = "behind" if distance < 0 else "ahead"
+    return f"likely {word}" if seeds == 1 else word
+
+
+def other_protocol(config: Config) -> list[str]:
+    """In what a run differs from the protocol of the published scores, in words."""
+    protocol = PROTOCOLS.get(config.task.split("/")[0], {})
+    differing = [
+        f"{key} {_plain(protocol[key])}, here {_plain(getattr(config, key))}"
+        for key in ("size", "ratio", "repeat")
+        if key in protocol and getattr(config, key) != protocol[key]
+    ]
+    return differing + [f"here environment.{key}={value}" for key, value in config.environment.items()]
+
+
+def standing(config: Config, band: Band, score: float, seeds: int = 1) -> str:
+    """A score beside the published one; judged only where the protocol is the same."""
+    seen = f"{band.seeds} seed{'s' * (band.seeds != 1)}"
+    text = f"at {short(band.frames)} frames: {score:.4g}; published {band.mean:.4g} +- {band.std:.3g} ({seen}"
+    differing = other_protocol(config)
+    return f"{text}; {'; '.join(differing)})" if differing else f"{text}): {verdict(score, band, seeds)}"
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def human_normalized(task: str, score: float) -> float | None:

@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer import logger as module
+from dreamer import published
 from dreamer.logger import Curves, Logger, Terminal, duration
 from dreamer.train import Counters
 
@@ -351,3 +352,21 @@ def test_time_left_follows_the_pace_of_learning(tmp_path, clock):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_published_scores_are_set_beside_ours(tmp_path):
+    task = {"task": "dmc/cartpole_swingup"}
+    watched = Watched(tmp_path, counters=Counters(repeat=2, rows=24_997), **task)
+    watched.rows([0], [1], [0])
+    watched.rows([512], [0], [1])  # at 49,998 frames
+    assert "published" not in watched.stream.getvalue()
+    watched.rows([0], [1], [0])
+    watched.close()
+    said = "At 50 thousand frames: 512; published 310 +- 31.98 (5 seeds; size 12m, here 1m; ratio 512, here 1)"
+    band = published.curve("dmc/cartpole_swingup")[0]
+    said = said.replace("310", f"{band.mean:.4g}").replace("31.98", f"{band.std:.3g}")
+    assert said in watched.stream.getvalue()
+    assert events(tmp_path, "published/here") == [(50_000, 512)]
+    allowed = max(2.3 * band.std, 0.15 * band.mean)
+    for name, value in (("mean", band.mean), ("low", band.mean - allowed), ("high", band.mean + allowed)):
+        assert events(tmp_path, f"published/{name}") == [(50_000, pytest.approx(value))]

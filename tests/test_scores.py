@@ -1,0 +1,222 @@
+"""Scores read back, beside the published ones, in tables and pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dreamer import config as configs
+from dreamer.checkpoint import CheckpointError
+from dreamer.cli import main
+from dreamer.compare import aggregates, interquartile_mean, normalize, results
+from dreamer.errors import UserMistake
+from dreamer.plot import draw, lines
+from dreamer.published import curve as published
+from dreamer.published import other_protocol, standing, verdict, window
+from dreamer.scores import Curve, read, write_csv
+
+
+def make_run(folder: Path, pairs, task="dmc/cartpole_swingup", **given) -> Path:
+    """A folder with the scores of a run, as training leaves it."""
+    folder.mkdir(parents=True)
+    config = configs.make_config(task, **given)
+    (folder / "config.json").write_text(json.dumps(configs.to_json(config)))
+    text = [json.dumps({"frames": frames, "episode/score": score}) for frames, score in pairs]
+    (folder / "metrics.jsonl").write_text("\n".join([*text, json.dumps({"frames": 7, "loss/total": 1.0}), '{"fra']))
+    return folder
+
+
+def make_curve(pairs, task="dmc/cartpole_swingup", **given) -> Curve:
+    frames, scores = np.array(pairs, float).reshape(-1, 2).T
+    return Curve(Path("run"), configs.make_config(task, **given), frames.astype(int), scores)
+
+
+def ramp(end, top):
+    return [(frames, top * frames / end) for frames in range(1000, end + 1, 1000)]
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_read_back_and_kept_in_short(tmp_path):
+    curve = read(make_run(tmp_path / "run", [(1000, 5.0), (2000, 7.25)], seed=3))
+    assert curve.frames.tolist() == [1000, 2000] and curve.scores.tolist() == [5, 7.25]
+    assert curve.config.seed == 3 and curve.last == 2000
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    write_csv(curve, tmp_path / "run" / "scores.csv")
+    assert (tmp_path / "run" / "scores.csv").read_text() == "frames,score\n1000,5\n2000,7.25\n"
+    again = read(tmp_path / "run")
+    assert again.frames.tolist() == [1000, 2000] and again.scores.tolist() == [5, 7.25]
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run"):
+        read(tmp_path)
+    folder = make_run(tmp_path / "run", [])
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="has no scores"):
+        read(folder)
+    (folder / "scores.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read(folder)
+
+
+def test_a_score_is_the_mean_of_the_last_episodes():
+    curve = make_curve([(84, 1.0), (85, 2.0), (86, 3.0), (100, 5.0), (101, 100.0)])
+    assert curve.at(100, 0.85) == 4  # those after 85 and up to 100
+    assert curve.at(80, 0.85) is None
+
+
+def test_means_between_edges():
+    curve = make_curve([(10, 1.0), (20, 3.0), (21, 10.0), (90, 7.0)])
+    np.testing.assert_equal(curve.means(np.array([0, 20, 40, 60])), [2, 10, np.nan])
+
+
+# Published -------------------------------------------------------------------------------------------------
+
+
+def test_verdicts():
+    band = published("dmc/cartpole_swingup")[1]  # 516 +- 16: 15% is the wider, 77
+    assert round(band.mean) == 516
+    assert verdict(band.mean - 77, band, 2) == "within" == verdict(band.mean + 77, band, 1)
+    assert verdict(band.mean - 78, band, 2) == "behind" and verdict(band.mean + 78, band, 2) == "ahead"
+    assert verdict(band.mean - 78, band, 1) == "likely behind"
+    wide = next(band for band in published("dmc/walker_walk") if band.frames == 100_000)
+    assert (round(wide.mean), round(wide.std)) == (478, 164)
+    assert verdict(wide.mean - 2.29 * wide.std, wide, 5) == "within"
+    assert verdict(wide.mean - 2.31 * wide.std, wide, 5) == "behind"
+
+
+def test_only_the_same_protocol_is_judged():
+    band = published("dmc/cartpole_swingup")[1]
+    same = configs.make_config("dmc/cartpole_swingup")
+    assert other_protocol(same) == []
+    expected = "at 100 thousand frames: 512; published 515.8 +- 15.8 (5 seeds): within"
+    assert standing(same, band, 512.0) == expected
+    other = configs.make_config("dmc/cartpole_swingup", size="1m", settings=["ratio=128", "repeat=4"])
+    assert other_protocol(other) == ["size 12m, here 1m", "ratio 512, here 128", "repeat 2, here 4"]
+    assert standing(other, band, 512.0).endswith("(5 seeds; size 12m, here 1m; ratio 512, here 128; repeat 2, here 4)")
+    sticky = configs.make_config("atari/pong", settings=["environment.sticky=0.0"])
+    assert other_protocol(sticky) == ["here environment.sticky=0.0"]
+
+
+def test_windows_are_those_of_the_tables():
+    assert [window(task) for task in ("dmc/a", "atari100k/a", "dmc_vision/a", "atari/a")] == [0.85, 0.85, 0.9, 0.9]
+
+
+# Comparing -------------------------------------------------------------------------------------------------
+
+
+def test_seeds_share_a_row_and_methods_do_not():
+    runs = [
+        make_curve(ramp(100_000, 500), seed=0),
+        make_curve(ramp(100_000, 540), seed=1),
+        make_curve(ramp(120_000, 100), size="1m"),
+    ]
+    large, small = results(runs)
+    # Episodes after 85,000 frames: 86,000 to 100,000, 93,000 in the mean.
+    assert large.scores == pytest.approx((0.93 * 500, 0.93 * 540)) and large.frames == 100_000
+    assert (large.method, large.verdict, large.published_frames) == ("size 12m, ratio 512", "within", 100_000)
+    assert (small.method, small.verdict, small.published_frames) == ("size 1m, ratio 512", "", 100_000)
+    assert results(runs[:1], frames=50_000)[0].mean == pytest.approx(500 * 46.5 / 100)
+    with pytest.raises(UserMistake, match="has no score at 200,000 frames; it ends at 100,000"):
+        results(runs[:1], frames=200_000)
+
+
+def test_normalised_scores():
+    assert normalize("dmc/walker_walk", 250) == 0.25
+    assert normalize("atari/pong", 14.6) == pytest.approx(1)
+    assert normalize("gym/CartPole-v1", 500) is None
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_on_either_side():
+    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, -50])) == 3.5  # of 2, 3, 4, 5
+    assert interquartile_mean(np.array([1.0, 2, 9])) == 4  # too few to leave any out
+
+
+def test_aggregates_have_intervals_where_there_are_seeds():
+    found = results(
+        [
+            make_curve(ramp(1_000_000, 1000 * score), task=task, seed=seed)
+            for task in ("dmc/walker_walk", "dmc/cheetah_run")
+            for seed, score in enumerate((0.2, 0.4, 0.6))
+        ]
+    )
+    for aggregate in aggregates(found):
+        low, high = aggregate.interval
+        assert 0.15 < low < aggregate.value < high < 0.6
+        assert aggregate.value == pytest.approx(0.4 * 0.9255, rel=0.01)
+    assert all(a.interval is None for a in aggregates(results([make_curve(ramp(10_000, 5))])))
+    assert aggregates(results([make_curve(ramp(10_000, 5), task="gym/CartPole-v1")])) == []
+
+
+def test_compare_from_the_command_line(tmp_path):
+    folders = [
+        str(make_run(tmp_path / f"{task}-{seed}", ramp(100_000, 500 + seed), task=f"dmc/{task}", seed=seed))
+        for task in ("cartpole_swingup", "walker_walk")
+        for seed in (0, 1)
+    ]
+    result = CliRunner().invoke(main, ["compare", *folders])
+    assert result.exit_code == 0, result.output
+    assert "interquartile mean" in result.stdout and "within" in result.stdout
+    report = json.loads(CliRunner().invoke(main, ["compare", *folders, "--json"]).stdout)
+    assert [entry["task"] for entry in report["results"]] == ["dmc/cartpole_swingup", "dmc/walker_walk"]
+    assert [entry["name"] for entry in report["aggregates"]] == ["interquartile mean", "mean", "median"]
+    assert {(entry["scale"], entry["tasks"]) for entry in report["aggregates"]} == {("scores as a share of 1000", 2)}
+
+
+# Drawing ---------------------------------------------------------------------------------------------------
+
+
+def test_a_line_over_seeds_goes_as_far_as_all_of_them():
+    (line,) = lines([make_curve(ramp(40_000, 400), seed=0), make_curve(ramp(80_000, 1600), seed=1)])
+    assert line.label == "size 12m, ratio 512, 2 seeds" and line.frames[-1] < 40_000 == 2 * 20_000
+    middle = np.searchsorted(line.frames, 20_000)
+    assert line.low[middle] == pytest.approx(205, abs=6) and line.high[middle] == pytest.approx(410, abs=12)
+    assert line.mean[middle] == pytest.approx((line.low[middle] + line.high[middle]) / 2)
+
+
+def test_methods_are_told_apart_by_what_differs():
+    runs = [
+        make_curve(ramp(10_000, 5), size="1m"),
+        make_curve(ramp(10_000, 5), size="1m", settings=["behavior.entropy=0.003"]),
+        make_curve(ramp(10_000, 5)),
+    ]
+    assert [line.label for line in lines(runs)] == [
+        "size 1m, ratio 512, seed 0",
+        "size 1m, ratio 512, behavior.entropy 0.003, seed 0",
+        "size 12m, ratio 512, seed 0",
+    ]
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_picture_with_a_panel_for_each_task(tmp_path, ending):
+    folders = [
+        str(make_run(tmp_path / "a", ramp(100_000, 500), seed=0)),
+        str(make_run(tmp_path / "b", ramp(100_000, 600), seed=1)),
+        str(make_run(tmp_path / "c", ramp(10_000, 400), task="gym/CartPole-v1")),
+    ]
+    out = tmp_path / f"curves.{ending}"
+    result = CliRunner().invoke(main, ["plot", *folders, "--out", str(out)])
+    assert result.exit_code == 0 and str(out) in result.stdout, result.output
+    if ending == "png":
+        width, height = Image.open(out).size
+        assert width == pytest.approx(2 * 4.2 * 160, abs=2) and height == pytest.approx(3 * 160, abs=2)
+    if ending == "svg":
+        before = out.read_bytes()
+        draw([read(Path(folder)) for folder in folders], out)
+        assert out.read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_drawn(tmp_path):
+    folder = make_run(tmp_path / "run", [])
+    for arguments, named in (
+        (["--out", str(tmp_path / "curves.jpg")], "does not end in .png, .svg, .pdf"),
+        (["--out", str(tmp_path / "no" / "curves.png")], "there is no folder"),
+        (["--out", str(tmp_path / "curves.png")], "has no episode yet"),
+    ):
+        result = CliRunner().invoke(main, ["plot", str(folder), *arguments])
+        assert result.exit_code == 2 and named in result.stderr
