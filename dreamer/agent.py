@@ -189,7 +189,7 @@ class Agent:
         return [
             (self, "_policy"),
             (self.world_model.encoder, "forward"),
-            (self.world_model.rssm, "observe_step"),
+            (self.world_model.rssm, "observe_steps"),
             (self.world_model, "losses"),
             (self.imagination, "step"),
             (self.world_model, "outcome"),

@@ -4,6 +4,7 @@ Parameters are float32. Products run in the precision of their *input*: whoever 
 by casting what goes in, norms compute in float32, and outputs that become distributions are cast back.
 """
 
+import itertools
 import math
 
 import torch
@@ -110,6 +111,66 @@ class Conv(nn.Module):
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=2)
 
 
+class PoolConv(Conv):
+    """A 5x5 convolution, then 2x2 max pooling: (N, I, H, W) -> (N, O, H / 2, W / 2).
+
+    With few input channels it is computed on squares of 2x2 pixels: a 3x3 convolution from the 4 I numbers of a square
+    and its neighbours to the 4 O numbers that are pooled. The products are the same, in matrices of a useful width.
+    """
+
+    FEW = 8  # channels
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        # Output row `out` of a square sees row `into` of the square above, its own or the one below through a tap.
+        taps = torch.zeros(2, 2, 3, 5)
+        for out, into, square in itertools.product(range(2), range(2), range(3)):
+            if 0 <= (tap := 2 * square + into - out) < 5:
+                taps[out, into, square, tap] = 1
+        self.register_buffer("taps", taps, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, inputs = self.weight.shape[:2]
+        if inputs > self.FEW:
+            return max_pool(super().forward(x))
+        weight = torch.einsum("acpk,bdql,oikl->abocdipq", self.taps, self.taps, self.weight)
+        weight = weight.reshape(4 * outputs, 4 * inputs, 3, 3).to(x.dtype)
+        squares = F.conv2d(_to_squares(x), weight, self.bias.repeat(4).to(x.dtype), padding=1)
+        first, second, third, fourth = squares.unflatten(1, (4, outputs)).unbind(1)
+        return torch.maximum(torch.maximum(first, second), torch.maximum(third, fourth))
+
+
+class UpConv(Conv):
+    """Nearest-neighbour up x2, then a 5x5 convolution: (N, I, H, W) -> (N, O, 2 H, 2 W).
+
+    Computed before the enlargement, with 2.8 times fewer products: the 5x5 enlarged pixels around each of the four
+    that a pixel becomes are copies of only 3x3, so taps that meet the same pixel are added first.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        upper = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]  # by pixel (above, own, below) and tap
+        lower = [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
+        self.register_buffer("taps", torch.tensor([upper, lower], dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.einsum("apk,bql,oikl->aboipq", self.taps, self.taps, self.weight).flatten(0, 2)
+        squares = F.conv2d(x, weight.to(x.dtype), self.bias.repeat(4).to(x.dtype), padding=1)
+        return _from_squares(squares)
+
+
+def _to_squares(x: Tensor) -> Tensor:
+    """(N, C, 2 H, 2 W) -> (N, 4 C, H, W): the pixels of each 2x2 square, row by row. Both in channels-last memory."""
+    rows = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    return rows.transpose(2, 3).flatten(3).permute(0, 3, 1, 2)
+
+
+def _from_squares(x: Tensor) -> Tensor:
+    """(N, 4 C, H, W) -> (N, C, 2 H, 2 W), the inverse of `_to_squares`."""
+    rows = x.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
+    return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
 class PixelNorm(nn.Module):
     """RMSNorm over the channels of each pixel, then SiLU: (N, C, H, W), best in channels-last memory."""
 
@@ -143,7 +204,7 @@ class Encoder(nn.Module):
         if spec.images:
             height, width, _ = next(iter(spec.images.values()))
             widths = [sum(shape[2] for shape in spec.images.values()), *(depth * m for m in self.MULTIPLIERS)]
-            self.convs = nn.ModuleList(Conv(i, o) for i, o in zip(widths, widths[1:]))
+            self.convs = nn.ModuleList(PoolConv(i, o) for i, o in zip(widths, widths[1:]))
             self.norms = nn.ModuleList(PixelNorm(o) for o in widths[1:])
             self.width += (height // 16) * (width // 16) * widths[-1]
 
@@ -171,7 +232,7 @@ class Encoder(nn.Module):
         images = torch.cat([_flat(observation[key], 3) for key in self.spec.images], -1)
         x = (images.float() / 255 - 0.5).to(self.dtype).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms):
-            x = norm(max_pool(conv(x)))
+            x = norm(conv(x))
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -200,9 +261,9 @@ class Decoder(nn.Module):
             self.from_stoch = nn.Sequential(Layer(stoch, 2 * units), Linear(2 * units, size))
             self.start_norm = PixelNorm(channels)
             widths_ = [channels, *(depth * m for m in self.MULTIPLIERS)]
-            self.convs = nn.ModuleList(Conv(i, o) for i, o in zip(widths_, widths_[1:]))
+            self.convs = nn.ModuleList(UpConv(i, o) for i, o in zip(widths_, widths_[1:]))
             self.norms = nn.ModuleList(PixelNorm(o) for o in widths_[1:])
-            self.image_head = Conv(widths_[-1], sum(shape[2] for shape in spec.images.values()))
+            self.image_head = UpConv(widths_[-1], sum(shape[2] for shape in spec.images.values()))
 
     def forward(self, feature: Tensor) -> dict[str, Tensor]:
         """Features (..., F) in compute precision -> raw outputs, float32.
@@ -229,8 +290,8 @@ class Decoder(nn.Module):
         x = x + self.from_stoch(stoch).reshape(-1, height, width, channels)
         x = self.start_norm(x.permute(0, 3, 1, 2))
         for conv, norm in zip(self.convs, self.norms):
-            x = norm(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
-        x = self.image_head(F.interpolate(x, scale_factor=2, mode="nearest"))
+            x = norm(conv(x))
+        x = self.image_head(x)
         return torch.sigmoid(x.permute(0, 2, 3, 1).float())
 
     def losses(self, outputs: dict[str, Tensor], observation: dict[str, Tensor]) -> dict[str, Tensor]:

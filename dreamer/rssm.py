@@ -14,6 +14,8 @@ from . import distributions as dist
 from .config import ModelConfig
 from .networks import MLP, BlockLinear, Layer, Linear, block_linear, norm_silu
 
+STEPS = 4  # of a sequence that are compiled as one function; more take longer to compile and gain little
+
 
 class State(NamedTuple):
     """The latents of a moment. `deter` (..., D), `stoch` (..., S, K) one-hot, both float32."""
@@ -102,7 +104,7 @@ class WeightGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, offset: Tensor, inputs: list[list[Tensor]], *weights: Tensor) -> Tensor:
-        """offset (T, N, width) as it is; one list of inputs for each weight, dense or block-diagonal."""
+        """offset (T, N, width) as it is; one list of inputs (k, N, ...) for each weight, dense or block-diagonal."""
         ctx.inputs = inputs
         ctx.shapes = [weight.shape for weight in weights]
         return offset.view_as(offset)
@@ -112,7 +114,7 @@ class WeightGradients(torch.autograd.Function):
         outputs = gradient.flatten(0, 1)
         weights = []
         for inputs, shape in zip(ctx.inputs, ctx.shapes):
-            x = torch.cat(inputs)
+            x = torch.cat(inputs).flatten(0, 1)
             if len(shape) == 2:
                 weights.append(outputs.T @ x)
             else:
@@ -223,7 +225,38 @@ class RSSM(nn.Module):
         logits = logits.unflatten(-1, (self.config.stoch, self.config.classes))
         probs = dist.mixed_probs(logits)
         sample = dist.straight_through(dist.sample_onehot(probs, uniform), probs)
-        return State(deter, sample), logits, Inputs(*inputs, narrow, hidden)
+        return State(deter, sample), logits, Inputs(*(x.detach() for x in (*inputs, narrow, hidden)))
+
+    def observe_steps(
+        self,
+        weights: Recurrence,
+        offsets: Offsets,
+        state: State,
+        actions: Tensor,
+        tokens: Tensor,
+        keep: Tensor,
+        uniform: Tensor,
+    ) -> tuple[State, State, Tensor, Inputs]:
+        """A few steps as one function, since calling a compiled one costs as much as several of its products.
+
+        Args:
+            weights: without gradient; `offsets` (k, N, width) carries it.
+            state: the step before, (N, ...).
+            actions, tokens, keep, uniform: as for `observe_step`, for k steps, time first.
+
+        Returns:
+            The last state (N, ...); all states, logits and what the weights were multiplied with, (k, N, ...) each.
+        """
+        states, logits, inputs = [], [], []
+        for *row, action, token, kept, noise in zip(*offsets, actions, tokens, keep, uniform):
+            state, logit, used = self.observe_step(
+                weights._replace(offsets=Offsets(*row)), state, action, token, kept, noise
+            )
+            states.append(state)
+            logits.append(logit)
+            inputs.append(used)
+        stacked = State(torch.stack([s.deter for s in states]), torch.stack([s.stoch for s in states]))
+        return state, stacked, torch.stack(logits), Inputs(*(torch.stack(x) for x in zip(*inputs)))
 
     def imagine_step(self, weights: Recurrence, state: State, action: Tensor, uniform: Tensor) -> State:
         """A sample of the prior for the next step, after a raw action (N, A); `uniform` is (N, S)."""
@@ -254,17 +287,15 @@ class RSSM(nn.Module):
         record: dict[str, list[Tensor]] = {name: [] for name in Inputs._fields}
         offsets, embedded = _defer_gradients(weights, self.embed_tokens(tokens).transpose(0, 1), record)
         fixed = weights.detach()
-        state, states, logits = start, [], []
-        for t in range(is_first.shape[1]):
-            state, logit, used = self.observe_step(
-                fixed._replace(offsets=offsets[t]), state, actions[:, t], embedded[t], keep[:, t], uniform[:, t]
-            )
-            states.append(state)
-            logits.append(logit)
+        state, parts = start, []
+        few = [x.split(STEPS) for x in (*offsets, actions.transpose(0, 1), embedded, keep.transpose(0, 1))]
+        for *rows, action, token, kept, noise in zip(*few, uniform.transpose(0, 1).split(STEPS)):
+            state, states, logits, used = self.observe_steps(fixed, Offsets(*rows), state, action, token, kept, noise)
+            parts.append((states.deter, states.stoch, logits))
             for name, x in used._asdict().items():
-                record[name].append(x.detach())
-        stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
-        return stacked, torch.stack(logits, 1)
+                record[name].append(x)
+        deter, stoch, logits = (torch.cat(part).transpose(0, 1) for part in zip(*parts))
+        return State(deter, stoch), logits
 
     def kl(self, deter: Tensor, posterior_logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The two KL losses of a sequence (paper eq. 5): the prior learns fast, the posterior slowly.
@@ -325,24 +356,22 @@ def deterministic_step(
     return update * candidate + (1 - update) * deter, (narrow, stoch, shared, hidden)
 
 
-def _defer_gradients(
-    weights: Recurrence, tokens: Tensor, record: dict[str, list[Tensor]]
-) -> tuple[list[Offsets], tuple[Tensor, ...]]:
-    """Offsets and embedded tokens (N, ...) of each step, through which `weights` get their gradients.
+def _defer_gradients(weights: Recurrence, tokens: Tensor, record: dict[str, list[Tensor]]) -> tuple[Offsets, Tensor]:
+    """Offsets and embedded tokens (T, N, ...), through which `weights` get their gradients.
 
     `record` holds a list for each name of `Inputs`, which the steps fill. `tokens` is (T, N, hidden).
     """
     length, rows, _ = tokens.shape
 
-    def defer(bias: Tensor, inputs: list[list[Tensor]], *products: Tensor) -> tuple[Tensor, ...]:
-        return WeightGradients.apply(bias.expand(length, rows, -1), inputs, *products).unbind(0)
+    def defer(bias: Tensor, inputs: list[list[Tensor]], *products: Tensor) -> Tensor:
+        return WeightGradients.apply(bias.expand(length, rows, -1), inputs, *products)
 
     biases = weights.offsets
-    steps = zip(
+    offsets = Offsets(
         defer(biases.deter, [record["deter"]], weights.deter),
         defer(biases.stoch, [record["stoch"]], weights.stoch),
         defer(biases.hidden, [record["deter"], record["shared"]], weights.own, weights.shared),
         defer(biases.gates, [record["hidden"]], weights.gates),
         defer(biases.logits, [record["posterior"]], weights.logits),
     )
-    return [Offsets(*step) for step in steps], defer(tokens, [record["next_deter"]], weights.posterior)
+    return offsets, defer(tokens, [record["next_deter"]], weights.posterior)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(why_not_compile(torch.device("cpu"))), reas
 
 OBSERVATION = ObservationSpec(images={"camera": (48, 48, 3)}, floats={"pose": 3}, integers={"switch": (2, 3)})
 ACTION = ActionSpec((ActionPart("buttons", classes=(2, 3)), ActionPart("stick", size=2)))
-BATCH, LENGTH = 2, 4
+BATCH, LENGTH = 2, 8
 
 
 def config() -> Config:

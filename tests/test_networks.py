@@ -20,6 +20,10 @@ from dreamer.networks import (
     Layer,
     Linear,
     PixelNorm,
+    PoolConv,
+    UpConv,
+    _from_squares,
+    _to_squares,
     block_linear,
     init_,
     rms_norm,
@@ -132,6 +136,43 @@ def test_a_convolution_pads_with_zeros_to_the_same_size():
         conv.weight[0, 0, 0, 0] = 1  # two up and two left, where there is anything
     shifted = F.pad(image, (2, 0, 2, 0))[..., :5, :6]
     near(conv(image), image + shifted)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 2), (3, 4), (8, 2), (9, 3)])
+def test_a_convolution_and_a_pooling_are_what_their_name_says(inputs, outputs):
+    torch.manual_seed(0)
+    layer = randomized(PoolConv(inputs, outputs)).double()
+    x = torch.randn(2, inputs, 6, 8, dtype=torch.float64, requires_grad=True)
+    expected = F.max_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=2), 2)
+    assert_same_with_gradients(layer(x), expected, x, layer)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 2), (4, 3)])
+def test_a_convolution_of_an_enlarged_image_is_what_its_name_says(inputs, outputs):
+    torch.manual_seed(0)
+    layer = randomized(UpConv(inputs, outputs)).double()
+    x = torch.randn(2, inputs, 3, 4, dtype=torch.float64, requires_grad=True)
+    enlarged = F.interpolate(x, scale_factor=2, mode="nearest")
+    assert_same_with_gradients(layer(x), F.conv2d(enlarged, layer.weight, layer.bias, padding=2), x, layer)
+
+
+def assert_same_with_gradients(result, expected, x, layer):
+    assert result.shape == expected.shape
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    inputs = (x, layer.weight, layer.bias)
+    slope = torch.randn_like(expected)
+    gradients = torch.autograd.grad(result, inputs, slope), torch.autograd.grad(expected, inputs, slope)
+    for mine, theirs in zip(*gradients):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_squares_of_pixels_and_back():
+    x = torch.arange(24.0).reshape(1, 1, 4, 6)
+    squares = _to_squares(x)
+    assert squares.shape == (1, 4, 2, 3) and squares[0, :, 0, 1].tolist() == [2, 3, 8, 9]
+    assert torch.equal(_from_squares(squares), x)
+    x = torch.randn(2, 3, 4, 6)
+    assert torch.equal(_from_squares(_to_squares(x)), x)
 
 
 def test_pixel_norm_normalises_the_channels_of_each_pixel():
