@@ -258,12 +258,14 @@ class ActorCritic(nn.Module):
         return dist.twohot_loss(logits, returns, self.bins) + regularizer
 
     @torch.no_grad()
-    def keep_scale(self, scale: ReturnScale) -> None:
-        self.return_low.copy_(scale.low)
-        self.return_high.copy_(scale.high)
+    def keep_scale(self, scale: ReturnScale, sound: Tensor) -> None:
+        """Unless the update that made it was not `sound`, (), bool."""
+        self.return_low.copy_(torch.where(sound, scale.low, self.return_low))
+        self.return_high.copy_(torch.where(sound, scale.high, self.return_high))
 
     @torch.no_grad()
-    def update_slow_critic(self) -> None:
-        """`slow = 0.02 online + 0.98 slow`, after every update."""
+    def update_slow_critic(self, sound: Tensor) -> None:
+        """`slow = 0.02 online + 0.98 slow`, after every update that was sound."""
+        rate = torch.where(sound, self.config.slow_rate, 0.0)
         for slow, online in zip(self.slow_critic.parameters(), self.critic.parameters()):
-            slow.lerp_(online, self.config.slow_rate)
+            slow.lerp_(online, rate)

@@ -129,15 +129,19 @@ class Agent:
         """
         loss, metrics, posterior, scale = self.loss(batch.to(self.device))
         loss.backward()
-        metrics |= {f"optimizer/{name}": value for name, value in self.step(scale).items()}
+        metrics |= {f"optimizer/{name}": value for name, value in self.step(loss, scale).items()}
         return metrics, posterior
 
-    def step(self, scale: ReturnScale) -> dict[str, Tensor]:
-        """Move all that an update moves, once the gradients are there; returns the optimiser's metrics."""
-        metrics = self.optimizer.step()
+    def step(self, loss: Tensor, scale: ReturnScale) -> dict[str, Tensor]:
+        """Move all that an update moves, once the gradients are there; returns the optimiser's metrics.
+
+        Nothing moves where the loss or a gradient is not finite.
+        """
+        sound = self.optimizer.is_sound(loss)
+        metrics = self.optimizer.step(sound)
         self.optimizer.zero_grad(set_to_none=True)
-        self.actor_critic.keep_scale(scale)
-        self.actor_critic.update_slow_critic()
+        self.actor_critic.keep_scale(scale, sound)
+        self.actor_critic.update_slow_critic(sound)
         self._recurrence = None  # the weights have moved
         return metrics
 

@@ -35,13 +35,29 @@ class LaProp(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        """One update of every parameter; returns metrics: the global norms before clipping and the learning rate."""
-        config = self.config
+    def _gradients(self) -> list[Tensor]:
         params = self._parameters()
         grads = [p.grad for p in params if p.grad is not None]
         assert len(grads) == len(params), "a parameter has no gradient: it belongs to no loss"
+        return grads
+
+    def is_sound(self, loss: Tensor) -> Tensor:
+        """Whether a loss () and all gradients are finite: (), bool."""
+        return torch.isfinite(torch.stack([loss.detach(), *torch._foreach_norm(self._gradients())])).all()
+
+    @torch.no_grad()
+    def step(self, sound: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """One update of every parameter. If it is not sound, nothing changes, nor does the count.
+
+        Args:
+            sound: (), bool on the parameters' device, so that a GPU need not be waited for. See `is_sound`.
+
+        Returns:
+            Metrics: the global norms before clipping, the learning rate, and 1 if the update was skipped.
+        """
+        config = self.config
+        params = self._parameters()
+        grads = [torch.where(sound, grad, 0.0) for grad in self._gradients()]
         scales = [self.state[p]["scale"] for p in params]
         momenta = [self.state[p]["momentum"] for p in params]
 
@@ -54,21 +70,23 @@ class LaProp(torch.optim.Optimizer):
         # 1 - beta^(n+1), without the digits that 1 - 0.999 loses in float32.
         debias1 = -torch.expm1((count + 1) * math.log(config.beta1))
         debias2 = -torch.expm1((count + 1) * math.log(config.beta2))
-        rate = config.learning_rate * (count / config.warmup).clamp(max=1)
+        rate = torch.where(sound, config.learning_rate * (count / config.warmup).clamp(max=1), 0.0)
 
-        torch._foreach_mul_(scales, config.beta2)
+        torch._foreach_mul_(scales, torch.where(sound, config.beta2, 1.0))
         torch._foreach_addcmul_(scales, grads, grads, 1 - config.beta2)
         denominators = torch._foreach_div(scales, debias2)
         torch._foreach_sqrt_(denominators)
         torch._foreach_add_(denominators, config.epsilon)
         torch._foreach_div_(grads, denominators)
-        torch._foreach_lerp_(momenta, grads, 1 - config.beta1)
+        torch._foreach_mul_(momenta, torch.where(sound, config.beta1, 1.0))
+        torch._foreach_add_(momenta, grads, alpha=1 - config.beta1)
         torch._foreach_sub_(params, torch._foreach_mul(momenta, rate / debias1))
-        self.updates += 1
+        self.updates += sound
         return {
             "gradient_norm": grad_norms.norm(),
             "parameter_norm": param_norms.norm(),
             "learning_rate": rate,
+            "skipped": 1 - sound.float(),
         }
 
     def state_dict(self) -> dict[str, object]:

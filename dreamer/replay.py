@@ -237,12 +237,16 @@ class Replay:
     def refresh(self, windows: list[Window], latent: State) -> None:
         """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
 
-        Windows may overlap; then the last one counts. So they are written in order, one by one.
+        Windows may overlap; then the last one counts. So they are written in order, one by one. Where a posterior is
+        not finite the old one stays, since what starts from it would not be finite either.
         """
         deter, stoch = latent.deter.to(self.device), latent.stoch.argmax(-1).to(self.device, torch.uint8)
+        finite = torch.isfinite(deter).all(-1)
+        whole = bool(finite.all())
         for i, (window, times) in enumerate(zip(windows, self._times(windows)[:, 1:])):
-            self.data["deter"][window.stream].index_copy_(0, times, deter[i])
-            self.data["stoch"][window.stream].index_copy_(0, times, stoch[i])
+            kept = slice(None) if whole else finite[i]
+            self.data["deter"][window.stream].index_copy_(0, times[kept], deter[i][kept])
+            self.data["stoch"][window.stream].index_copy_(0, times[kept], stoch[i][kept])
 
     # Saving --------------------------------------------------------------------------------------------
 

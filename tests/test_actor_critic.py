@@ -323,7 +323,7 @@ def test_the_slow_critic_moves_by_two_percent():
     online = {key: value.clone() for key, value in actor_critic.critic.state_dict().items()}
     slow = {key: value.clone() for key, value in actor_critic.slow_critic.state_dict().items()}
     assert any(not torch.equal(online[key], slow[key]) for key in online)
-    actor_critic.update_slow_critic()
+    actor_critic.update_slow_critic(torch.tensor(True))
     for key, value in actor_critic.slow_critic.state_dict().items():
         near(value, 0.02 * online[key].double() + 0.98 * slow[key].double())
     assert all(torch.equal(actor_critic.critic.state_dict()[key], value) for key, value in online.items())
@@ -363,7 +363,7 @@ def test_imagined_losses_literal():
     near([scale.low, scale.high], [0.01 * (1.95 + 0.05 * 0.05), 0.01 * (1.95 + 0.95 * 0.05)])
     near(metrics["weight"], 0.375)
     assert actor_critic.return_high == 0  # kept by the caller
-    actor_critic.keep_scale(scale)
+    actor_critic.keep_scale(scale, torch.tensor(True))
     near([actor_critic.return_low, actor_critic.return_high], [scale.low, scale.high])
 
 
@@ -383,7 +383,7 @@ def test_the_return_scale_divides_the_advantage_and_subtracts_nothing():
     losses = []
     for low, high in ((0.0, 1.0), (50.0, 60.0), (0.0, 0.5)):
         actor_critic = make(config)
-        actor_critic.keep_scale(ReturnScale(torch.tensor(low), torch.tensor(high)))
+        actor_critic.keep_scale(ReturnScale(torch.tensor(low), torch.tensor(high)), torch.tensor(True))
         losses.append(actor_critic.imagined_losses(**imagine(3, 5))[0]["actor"])
     near(losses[1], losses[0] / 10)
     near(losses[2], losses[0])

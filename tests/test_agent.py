@@ -1,5 +1,6 @@
 """Acting and updating as a whole: what reaches what, what repeats, and what must not move."""
 
+import copy
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from dreamer.config import LossScales, make_config
 from dreamer.replay import Batch
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
+from dreamer.train import train
 
 B, T, H = 2, 4, 3
 TINY = (
@@ -568,3 +570,25 @@ def test_a_generator_of_another_device_is_left_alone():
     before = agent.generator.get_state()
     agent.load_state_dict(state)
     assert torch.equal(agent.generator.get_state(), before)
+
+
+def test_an_update_with_a_loss_that_is_not_finite_moves_nothing():
+    config, agent, vector, replay, counters = tiny.tiny_run()
+    train(
+        config, agent, vector, replay, counters, tiny.Silent(), lambda: None, lambda: False, lambda: counters.rows > 20
+    )
+    batch, windows = replay.sample(config.replay.batch)
+    before = copy.deepcopy(agent.state_dict())
+    latents = replay.data["deter"].clone()
+    batch.reward[0, 1] = math.nan
+    batch.start.deter[1] = math.inf
+    metrics, posterior = agent.update(batch)
+    replay.refresh(windows, posterior)
+    assert metrics["optimizer/skipped"] == 1
+    after = agent.state_dict()
+    del before["generator"], after["generator"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert torch.isfinite(replay.data["deter"][:, : replay.count]).all()
+    assert torch.isfinite(latents[:, : replay.count]).all()
+    metrics, _ = agent.update(replay.sample(config.replay.batch)[0])
+    assert metrics["optimizer/skipped"] == 0 and torch.isfinite(metrics["loss/total"])

@@ -1,5 +1,6 @@
 """AGC and LaProp against literal steps and an independent scalar computation."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from dreamer.config import OptimizerConfig
 from dreamer.optimizer import LaProp
 
+SOUND = torch.tensor(True)
 QUICK = OptimizerConfig(learning_rate=0.1, warmup=2)  # rates 0, 0.05, 0.1, 0.1, ...
 
 
@@ -19,7 +21,7 @@ def run(values: list[list[float]], gradients: list[list[list[float]]], config: O
     for update in gradients:
         for parameter, gradient in zip(parameters, update):
             parameter.grad = torch.tensor(gradient)
-        optimizer.step()
+        optimizer.step(SOUND)
     return parameters
 
 
@@ -44,7 +46,7 @@ def clipped(value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     parameter = nn.Parameter(value.clone())
     optimizer = LaProp([parameter], OptimizerConfig())
     parameter.grad = gradient.clone()
-    optimizer.step()
+    optimizer.step(SOUND)
     return (optimizer.state_dict()["scale"][0] / 0.001).sqrt() * gradient.sign()
 
 
@@ -120,7 +122,7 @@ def test_clipping_one_tensor_leaves_the_others():
     a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
     optimizer = LaProp([a, b], OptimizerConfig())
     a.grad, b.grad = torch.tensor([30.0]), torch.tensor([0.2])
-    metrics = optimizer.step()
+    metrics = optimizer.step(SOUND)
     scales = optimizer.state_dict()["scale"]
     assert scales[0].item() == pytest.approx(0.001 * 0.3**2)
     assert scales[1].item() == pytest.approx(0.001 * 0.2**2)
@@ -140,7 +142,7 @@ def test_the_learning_rate_warms_up_over_a_thousand_updates(update, rate):
     optimizer = LaProp([parameter], OptimizerConfig())
     optimizer.updates.fill_(update)
     parameter.grad = torch.tensor([0.1])
-    assert optimizer.step()["learning_rate"].item() == pytest.approx(rate, rel=1e-6)
+    assert optimizer.step(SOUND)["learning_rate"].item() == pytest.approx(rate, rel=1e-6)
     assert optimizer.updates.item() == update + 1
 
 
@@ -165,7 +167,7 @@ def test_a_parameter_that_no_loss_reaches_is_an_error():
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     a.grad = torch.ones(1)
     with pytest.raises(AssertionError):
-        LaProp([a, b], QUICK).step()
+        LaProp([a, b], QUICK).step(SOUND)
 
 
 def test_a_loaded_state_goes_on_as_if_nothing_had_happened():
@@ -175,11 +177,31 @@ def test_a_loaded_state_goes_on_as_if_nothing_had_happened():
     optimizer = LaProp([first], QUICK)
     for (gradient,) in gradients[:2]:
         first.grad = torch.tensor(gradient)
-        optimizer.step()
+        optimizer.step(SOUND)
     second = nn.Parameter(first.detach().clone())
     resumed = LaProp([second], QUICK)
     resumed.load_state_dict(optimizer.state_dict())
     for (gradient,) in gradients[2:]:
         second.grad = torch.tensor(gradient)
-        resumed.step()
+        resumed.step(SOUND)
     assert torch.equal(second, expected)
+
+
+def test_an_update_that_is_not_sound_changes_nothing():
+    a, b = (torch.nn.Parameter(torch.tensor(values)) for values in ([1.0, 2.0], [3.0]))
+    optimizer = LaProp([a, b], QUICK)
+
+    def gradients(first, second):
+        a.grad, b.grad = torch.tensor(first), torch.tensor(second)
+        return optimizer.is_sound(torch.tensor(1.0))
+
+    for _ in range(3):
+        assert optimizer.step(gradients([0.1, 0.2], [0.3]))["skipped"] == 0
+    before = copy.deepcopy((a.data, b.data, optimizer.state_dict()))
+    for bad in (math.nan, math.inf):
+        sound = gradients([0.1, 0.2], [bad])
+        assert not sound and optimizer.step(sound)["skipped"] == 1
+    gradients([0.1, 0.2], [0.3])
+    assert not optimizer.is_sound(torch.tensor(math.nan))
+    torch.testing.assert_close((a.data, b.data, optimizer.state_dict()), before, rtol=0, atol=0)
+    assert optimizer.step(gradients([0.1, 0.2], [0.3]))["skipped"] == 0 and not torch.equal(a.data, before[0])
