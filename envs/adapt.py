@@ -26,14 +26,15 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .errors import TaskError
+from .errors import EnvironmentFailed, TaskError
 from .images import nearest_side, resize
 from .saving import can_save_state
 
-CHANNELS = (1, 3, 4)
+MOST_CHANNELS = 16  # a last axis that is longer than this, and longer than the first, is the width
 CLASSES_BELOW = 256
 # As one-hot vectors, more than this is most likely an image whose space says otherwise.
 MOST_CLASSES = 65_536
+MOST_NUMBERS = 1_000  # in a vector that was an array; more are most likely an image
 # Some packages declare the largest number there is, or what MuJoCo calls unlimited.
 UNBOUNDED = 1e10
 
@@ -90,7 +91,17 @@ class Adapt(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: dict[str, Any]) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """action: a value for each key of `action_space`; those of Boxes are clipped to [-1, 1]."""
         native = self._act(self._native_action, (), action)
-        observation, reward, terminated, truncated, info = self.env.step(native)
+        result = self.env.step(native)
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise EnvironmentFailed(
+                "The environment's step did not return the five values observation, reward, terminated, truncated, "
+                "info."
+            )
+        observation, reward, terminated, truncated, info = result
+        if np.asarray(reward).shape != ():
+            raise EnvironmentFailed(
+                f"The environment's step returned the reward {reward!r}, which is no single number."
+            )
         # Where the end and the time limit fall on one step, the end is what happened.
         truncated = bool(truncated) and not terminated
         return self._observe(observation), float(reward), bool(terminated), truncated, info
@@ -156,13 +167,15 @@ def _observation_entries(space: gymnasium.Space[Any], notes: list[str]) -> dict[
     if not leaves:
         raise TaskError("The observation space is an empty Dict or Tuple: there is nothing to learn from.")
 
-    entries, image_size = {}, None
+    images = [leaf for _, leaf in leaves.values() if isinstance(leaf, spaces.Box) and _is_image(leaf)]
+    # One size for all, so that none is made smaller than it need be.
+    image_size = max((_image_shape(leaf.shape, None)[:2] for leaf in images), key=np.prod, default=None)
+    entries = {}
     for key, (path, leaf) in sorted(leaves.items()):
         if 0 in (leaf.shape or ()):
             raise TaskError(f"Observation '{key}' has shape {leaf.shape}, so no entries: remove it.")
         if isinstance(leaf, spaces.Box) and _is_image(leaf):
             shape = _image_shape(leaf.shape, image_size)
-            image_size = shape[:2]
             entries[key] = Entry(path, *_convert_image(key, leaf, shape, notes))
         else:
             entries[key] = Entry(path, *_convert_numbers(key, leaf, notes))
@@ -174,6 +187,8 @@ def _convert_image(
 ) -> tuple[spaces.Box, Callable[[Any], np.ndarray]]:
     channels_first = _channels_first(space.shape)
     height, width = space.shape[1:] if channels_first else space.shape[:2]
+    if len(space.shape) == 2:
+        notes.append(f"Observation '{key}' gets an axis for its single channel.")
     if channels_first:
         notes.append(f"Observation '{key}' has its channels moved from the first axis to the last.")
     if (height, width) != shape[:2]:
@@ -198,9 +213,8 @@ def _convert_numbers(
         start, counts = classes
         if counts.sum() > MOST_CLASSES:
             raise TaskError(
-                f"Observation '{key}' of shape {space.shape} would be {counts.sum()} numbers as "
-                f"one-hot vectors. If it is an image, declare it as Box(0, 255, {space.shape}, "
-                "uint8); if not, make it smaller."
+                f"Observation '{key}' of shape {space.shape} would be {counts.sum()} numbers as one-hot vectors: make "
+                "it smaller, declare numbers as a float Box, or an image as Box(0, 255, shape, uint8)."
             )
         if not isinstance(space, spaces.MultiDiscrete) or space.nvec.ndim > 1 or start.any():
             notes.append(f"Observation '{key}' ({_describe(space)}) is taken as {_amount(counts)}.")
@@ -209,8 +223,8 @@ def _convert_numbers(
             indices = np.asarray(value).reshape(-1).astype(np.int64) - start
             if ((indices < 0) | (indices >= counts)).any():
                 raise TaskError(
-                    f"Observation '{key}' contains {np.asarray(value).tolist()}, which lies "
-                    f"outside its space {space}: correct the space that the environment declares."
+                    f"Observation '{key}' has values from {np.min(value)} to {np.max(value)}, outside its space: "
+                    "correct the space that the environment declares."
                 )
             return indices
 
@@ -226,8 +240,11 @@ def _convert_numbers(
         notes.append(f"Observation '{key}' ({_describe(space)}) is taken as a vector of {size} numbers.")
     elif len(space.shape) != 1:
         notes.append(f"Observation '{key}' ({_describe(space)}) is flattened to {size} numbers.")
-        if len(space.shape) == 3 and space.shape[-1] in CHANNELS:
-            notes.append(f"If '{key}' is an image, offer it as uint8 from 0 to 255 to have it seen as one.")
+    if len(space.shape) > 1 and size > MOST_NUMBERS:
+        notes.append(
+            f"If '{key}' is an image, offer it as uint8 from 0 to 255, height x width x channels, to have it seen as "
+            "one."
+        )
 
     def to_vector(value: Any) -> np.ndarray:
         return np.asarray(value, np.float32).reshape(-1)
@@ -241,11 +258,13 @@ def _convert_action(
     """The space to choose from and the function from its values to those of `space`."""
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
+        _refuse_many(key, int(space.n))
         return spaces.Discrete(int(space.n)), lambda value: int(value) + first
 
     classes = _as_classes(space)
     if classes is not None:
         start, counts = classes
+        _refuse_many(key, int(counts.sum()))
         if not isinstance(space, spaces.MultiDiscrete) or space.nvec.ndim > 1:
             notes.append(f"Action '{key}' ({_describe(space)}) is chosen as {_amount(counts)}.")
 
@@ -267,9 +286,8 @@ def _convert_action(
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if (np.abs(low) >= UNBOUNDED).any() or (np.abs(high) >= UNBOUNDED).any():
         raise TaskError(
-            f"Action '{key}' has no finite bounds. Declare the finite bounds that make sense in "
-            "the environment's action space, or wrap it in gymnasium.wrappers.RescaleAction or "
-            "ClipAction with such bounds."
+            f"Action '{key}' has no finite bounds: declare those that make sense in the environment's action space, or "
+            "wrap it: gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high))."
         )
     if not (low == -1).all() or not (high == 1).all():
         notes.append(f"Action '{key}' is mapped from [-1, 1] to its bounds, {_bounds(low, high)}.")
@@ -283,6 +301,13 @@ def _convert_action(
         return np.clip(center + radius * inside, low, high).astype(space.dtype)
 
     return spaces.Box(-1, 1, (low.size,), np.float32), to_bounds
+
+
+def _refuse_many(key: str, count: int) -> None:
+    if count > MOST_CLASSES:
+        raise TaskError(
+            f"Action '{key}' has {count} choices, of which at most {MOST_CLASSES} can be told apart: use fewer."
+        )
 
 
 def _as_classes(space: gymnasium.Space[Any]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -309,7 +334,8 @@ def _is_image(space: spaces.Box) -> bool:
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[0] in CHANNELS and shape[-1] not in CHANNELS
+    """Whether the first of three axes is the small one."""
+    return len(shape) == 3 and shape[0] < min(shape[1:]) and shape[-1] > MOST_CHANNELS
 
 
 def _image_shape(shape: tuple[int, ...], size: tuple[int, int] | None) -> tuple[int, int, int]:

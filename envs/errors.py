@@ -27,7 +27,8 @@ def blaming(name: str, doing: str) -> Iterator[None]:
     except TaskError:
         raise
     except Exception as error:  # anything: it is somebody else's code
-        said = f": {error}" if str(error) else ""
+        words = " ".join(str(error).split())  # one line
+        said = f": {words[:300]}" if words else ""
         raise EnvironmentFailed(f"{name} raised {type(error).__name__} {doing}{said} ({_place(error)}).") from error
 
 

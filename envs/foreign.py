@@ -24,7 +24,7 @@ def names() -> list[str]:
     return sorted(gymnasium.registry)
 
 
-def make_gym(name: str, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
+def make_gym(name: str, /, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
     """Any registered Gymnasium id, or MODULE:ID to have it registered by importing MODULE.
 
     options: handed to gymnasium.make. repeat: see `_finish`.
@@ -33,29 +33,33 @@ def make_gym(name: str, *, repeat: int | None = None, seed: int | None = None, *
     if colon:
         _import(module, name)
     _register_ale()
-    try:
-        with warnings.catch_warnings():
-            # About an id without a version, or with an old one: that is the user's choice.
-            warnings.simplefilter("ignore")
-            env = gymnasium.make(name, disable_env_checker=True, **options)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise TaskError(f"gym/{name} needs a package that is not installed. {error}") from error
-    except gymnasium.error.UnregisteredEnv as error:
-        raise TaskError(f"Gymnasium has no environment '{name}'.{did_you_mean(name, names())}") from error
-    except gymnasium.error.Error as error:
-        raise TaskError(f"Gymnasium cannot make '{name}': {error}") from error
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or unknown[1] not in options:
-            raise
-        raise TaskError(f"gym/{name} has no option '{unknown[1]}'.") from error
+    with blaming(f"gym/{name}", "when it was made"):
+        try:
+            with warnings.catch_warnings():
+                # About an id without a version, or with an old one: that is the user's choice.
+                warnings.simplefilter("ignore")
+                env = gymnasium.make(name, disable_env_checker=True, **options)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise TaskError(f"gym/{name} needs a package that is not installed. {error}") from error
+        except gymnasium.error.UnregisteredEnv as error:
+            raise TaskError(f"Gymnasium has no environment '{name}'.{did_you_mean(name, names())}") from error
+        except gymnasium.error.Error as error:
+            raise TaskError(f"Gymnasium cannot make '{name}': {error}") from error
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in options:
+                raise
+            raise TaskError(f"gym/{name} has no option '{unknown[1]}'.") from error
     return _finish(env, repeat, seed)
 
 
-def make_custom(name: str, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
+def make_custom(name: str, /, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
     """PACKAGE.MODULE:FACTORY: FACTORY(**options) returns a gymnasium.Env. It gets `seed` if it takes one."""
     factory = _find_factory(name)
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError as error:  # some that are written in C
+        raise TaskError(f"The arguments of '{name}' cannot be read: name a function of Python's.") from error
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for option in options:
         if option not in parameters and not open_ended:

@@ -84,7 +84,7 @@ def suites() -> dict[str, Suite]:
     return dict(SUITES)
 
 
-def make(task: str, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
+def make(task: str, /, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
     """The environment of a task, with the spaces that `adapt` describes.
 
     task: SUITE/NAME, or package.module:factory, a callable that returns a gymnasium.Env. repeat: frames per

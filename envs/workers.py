@@ -119,18 +119,38 @@ class Local:
             self._env.set_state(state)
 
     def _sound(self, outcome: Outcome) -> Outcome:
-        for key, value in outcome.observation.items():
+        """The outcome, with arrays that are what the observation space says."""
+        if not isinstance(outcome.observation, dict):
+            raise EnvironmentFailed(f"{self._name} returned an observation that is no dict, unlike its space.")
+        observation = {}
+        for key, space in self.facts.observation_space.spaces.items():
+            if key not in outcome.observation:
+                raise EnvironmentFailed(f"{self._name} returned an observation without '{key}', which its space has.")
+            with blaming(self._name, f"when its observation '{key}' was read"):
+                value = np.asarray(outcome.observation[key], space.dtype)
+            if value.shape != space.shape:
+                raise EnvironmentFailed(
+                    f"{self._name} returned the observation '{key}' with shape {value.shape}; its space has "
+                    f"{space.shape}."
+                )
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise EnvironmentFailed(f"{self._name} returned NaN or infinite numbers in the observation '{key}'.")
+            if isinstance(space, gymnasium.spaces.MultiDiscrete) and ((value < 0) | (value >= space.nvec)).any():
+                raise EnvironmentFailed(
+                    f"{self._name} returned values from {value.min()} to {value.max()} in the observation '{key}', "
+                    f"beyond its space."
+                )
+            observation[key] = value
         if not np.isfinite(outcome.reward):
             raise EnvironmentFailed(f"{self._name} returned the reward {outcome.reward}.")
-        return outcome
+        return outcome._replace(observation=observation)
 
     def hang_up(self) -> None:
         """Nothing to do here; see `Worker`."""
 
     def close(self) -> None:
-        self._env.close()
+        with contextlib.suppress(Exception):  # it is not needed any more
+            self._env.close()
 
 
 class Worker:
@@ -317,8 +337,7 @@ def _serve(questions: BinaryIO) -> None:
         with contextlib.suppress(OSError):
             answers.close()
         if env is not None:
-            with contextlib.suppress(Exception):  # nobody is left to hear of it
-                env.close()
+            env.close()
 
 
 def _reply(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:

@@ -470,6 +470,47 @@ class Later(Good):
     def fail(self):
         raise RuntimeError("out of fuel")
 
+class Lists(Good):
+    observation_space = spaces.Dict({"v": spaces.Box(-1, 1, (2,), np.float32), "c": spaces.MultiDiscrete([3])})
+
+    def reset(self, *, seed=None, options=None):
+        return {"v": [0.0, 1.0], "c": [2]}, {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return self.late() if self.count > 30 else {"v": [0.0, 1.0], "c": [2]}, *rest
+
+    def late(self):
+        return {"v": [1.0, 0.0], "c": [0]}
+
+class LateShape(Lists):
+    def late(self):
+        return {"v": [1.0], "c": [0]}
+
+class LateKey(Lists):
+    def late(self):
+        return {"v": [1.0, 2.0]}
+
+class LateClass(Lists):
+    def late(self):
+        return {"v": [1.0, 2.0], "c": [3]}
+
+class LateNone(Lists):
+    def late(self):
+        return None
+
+class LateWord(Lists):
+    def late(self):
+        return {"v": ["a", "b"], "c": [0]}
+
+class LateTuple(Later):
+    def fail(self):
+        return np.zeros(2, np.float32), 0.0, False, {}
+
+class LateReward(Later):
+    def fail(self):
+        return np.zeros(2, np.float32), np.zeros(2), False, False, {}
+
 class LaterNaN(Later):
     def fail(self):
         return np.full(2, np.nan, np.float32), 0.0, False, False, {}
@@ -492,7 +533,7 @@ def own(tmp_path, monkeypatch):
     ("name", "named"),
     [
         ("my_worlds:Text", "is a Text space, which cannot be used: offer it as"),
-        ("my_worlds:NoBounds", "has no finite bounds. Declare"),
+        ("my_worlds:NoBounds", "has no finite bounds: declare"),
         ("my_worlds:NaN", "reset returned the observation with NaN or infinite numbers"),
         ("my_worlds:OldReset", "declare it as reset(self, *, seed=None, options=None)"),
         ("my_worlds:Raising", "The environment raised RuntimeError in step: out of fuel (/"),
@@ -515,6 +556,13 @@ def test_environments_that_cannot_be_used(own, tmp_path, name, named, count):
     [
         ("Later", "environment 1 of 1 raised RuntimeError in step: out of fuel (/"),
         ("LaterNaN", "environment 1 of 1 returned NaN or infinite numbers in the observation 'vector'."),
+        ("LateShape", "returned the observation 'v' with shape (1,); its space has (2,)."),
+        ("LateKey", "returned an observation without 'c', which its space has."),
+        ("LateClass", "returned values from 3 to 3 in the observation 'c', beyond its space."),
+        ("LateNone", "returned an observation that is no dict"),
+        ("LateWord", "raised ValueError when its observation 'v' was read: could not convert string to float: 'a'"),
+        ("LateTuple", "did not return the five values observation, reward, terminated, truncated, info"),
+        ("LateReward", "returned the reward array([0., 0.]), which is no single number"),
     ],
 )
 def test_an_environment_that_fails_later_costs_nothing(own, tmp_path, name, named):
@@ -525,7 +573,7 @@ def test_an_environment_that_fails_later_costs_nothing(own, tmp_path, name, name
     assert f"its traceback is in {folder / 'failure.txt'}" in result.stderr
     assert "Traceback" in (folder / "failure.txt").read_text()
     # The check took 3 of the 30 steps; the rest took 4 resets.
-    assert counters(folder)["rows"] == 31 and counters(folder)["updates"] > 0
+    assert counters(folder)["rows"] >= 31 and counters(folder)["updates"] > 0
     assert len(json.loads(works("evaluate", folder, "--episodes", 1, "--json").stdout)["scores"]) == 1
 
 

@@ -132,19 +132,36 @@ def test_resizing_keeps_up_and_left():
     assert resized[5, 5].tolist() == [0] * 3
 
 
-def test_all_images_get_the_size_of_the_first_key():
+def test_all_images_get_the_size_of_the_largest():
     space = spaces.Dict({"b": spaces.Box(*BYTES, (100, 100, 3), np.uint8), "a": spaces.Box(*BYTES, (64, 48), np.uint8)})
     value = {"a": np.zeros((64, 48), np.uint8), "b": np.ones((100, 100, 3), np.uint8)}
     env, observation = observe(space, value)
-    assert observation["a"].shape == (64, 48, 1)
-    assert observation["b"].shape == (64, 48, 3)
-    assert env.notes == ["Observation 'b' is resized from 100x100 to 64x48 pixels."]
+    assert observation["a"].shape == (96, 96, 1)
+    assert observation["b"].shape == (96, 96, 3)
+    assert env.notes == [
+        "Observation 'a' gets an axis for its single channel.",
+        "Observation 'a' is resized from 64x48 to 96x96 pixels.",
+        "Observation 'b' is resized from 100x100 to 96x96 pixels.",
+    ]
 
 
 def test_two_images_of_good_but_unequal_sizes_are_not_canonical():
     space = spaces.Dict({key: spaces.Box(*BYTES, (side, side, 1), np.uint8) for key, side in (("a", 48), ("b", 64))})
     _, observation = observe(space, {"a": np.zeros((48, 48, 1), np.uint8), "b": np.zeros((64, 64, 1), np.uint8)})
-    assert observation["b"].shape == (48, 48, 1)
+    assert observation["a"].shape == observation["b"].shape == (64, 64, 1)
+
+
+def test_stacked_frames_that_come_first_are_channels():
+    env, observation = observe(spaces.Box(*BYTES, (9, 64, 64), np.uint8), np.zeros((9, 64, 64), np.uint8))
+    assert observation["image"].shape == (64, 64, 9)
+    assert env.notes == ["Observation 'image' has its channels moved from the first axis to the last."]
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 64, 3), (84, 84), (3, 84, 84)])
+def test_what_may_be_an_image_is_said(shape):
+    space = spaces.Box(0, 1, shape, np.float32)
+    env, _ = observe(space, np.zeros(shape, np.float32))
+    assert "If 'vector' is an image, offer it as uint8" in env.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +256,7 @@ def test_what_is_canonical_is_handed_on_as_it_is():
         ),
         (spaces.Dict({}), "empty"),
         (spaces.Dict({"a": spaces.Box(0, 1, (0,), np.float32)}), "'a' has shape .0,., so no entries"),
-        (spaces.Box(0, 254, (84, 84, 3), np.uint8), "declare it as Box.0, 255"),
+        (spaces.Box(0, 254, (84, 84, 3), np.uint8), "an image as Box.0, 255"),
     ],
 )
 def test_observations_that_cannot_be_used(space, message):
@@ -250,7 +267,7 @@ def test_observations_that_cannot_be_used(space, message):
 @pytest.mark.parametrize(("space", "value"), [(spaces.Discrete(3), 3), (spaces.Box(2, 4, (2,), np.int32), [1, 4])])
 def test_integers_outside_their_space_are_refused(space, value):
     env = Adapt(Stub(space, [value]))
-    with pytest.raises(envs.TaskError, match="lies outside its space"):
+    with pytest.raises(envs.TaskError, match="outside its space"):
         env.reset()
 
 
@@ -325,7 +342,7 @@ def test_nested_actions():
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Box(-np.inf, np.inf, (1,), np.float32), "no finite bounds.*RescaleAction"),
+        (spaces.Box(-np.inf, np.inf, (1,), np.float32), "no finite bounds.*TransformAction"),
         (spaces.Box(np.array([0, 0]), np.array([1, np.inf]), dtype=np.float64), "no finite bounds"),
         (spaces.Box(-3e38, 3e38, (1,), np.float32), "no finite bounds"),
         (spaces.Box(0, 1000, (1,), np.int32), "256 values or more"),
