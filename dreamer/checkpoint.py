@@ -16,6 +16,8 @@ loading never executes anything that a file contains.
 import json
 import os
 import platform
+import re
+import tempfile
 import traceback
 from collections.abc import Callable
 from importlib import metadata
@@ -54,7 +56,11 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def _write_tensors(path: Path, data: Any) -> None:
-    write_atomically(path, lambda target: torch.save(data, target))
+    def write(target: Path) -> None:
+        with target.open("wb") as file:  # whose errors say what is wrong, unlike those of torch
+            torch.save(data, file)
+
+    write_atomically(path, write)
 
 
 def _read_tensors(path: Path) -> Any:
@@ -80,7 +86,12 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        if path.exists() and not path.is_dir():
+        try:
+            is_file = path.exists() and not path.is_dir()
+            (path / "config.json").exists()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be used ({error.strerror}); give another folder") from error
+        if is_file:
             raise CheckpointError(f"{path} is a file; give the folder of a run, or one that does not exist yet")
 
     @property
@@ -90,6 +101,20 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         return (self.path / "checkpoint.pt").is_file()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether something else lies there, which a new run would mix with its own."""
+        return self.path.is_dir() and not self.holds_run and any(self.path.iterdir())
+
+    def check_writable(self) -> None:
+        """Raise CheckpointError if a checkpoint could not be written."""
+        for place in (self.path, self.path / "replay"):
+            try:
+                with tempfile.TemporaryFile(dir=place):
+                    pass
+            except OSError as error:
+                raise CheckpointError(f"cannot write to {place} ({error.strerror}); give another --run") from error
 
     def create(self, config: configs.Config, observation: spaces.ObservationSpec, action: spaces.ActionSpec) -> None:
         """Write down what the run is."""
@@ -196,8 +221,8 @@ class RunFolder:
         """Files of rows in order: first row, row after the last, path."""
         found = []
         for path in (self.path / "replay").glob("rows-*.pt"):
-            _, start, end = path.stem.split("-")
-            found.append((int(start), int(end), path))
+            if name := re.fullmatch(r"rows-(\d+)-(\d+)", path.stem):
+                found.append((int(name[1]), int(name[2]), path))
         return sorted(found)
 
 

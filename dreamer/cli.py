@@ -14,8 +14,10 @@ import click
 
 if TYPE_CHECKING:
     from .config import Config
+    from .evaluate import Scores
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
+SEEDS = click.IntRange(0, 2**63 - 1)
 PRECISIONS = click.Choice(["auto", "float32", "bfloat16"])
 
 
@@ -34,10 +36,19 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "dreamer"
+            raise UserError(f"{error.format_message().rstrip('.')}; see {path} --help") from error
         except ValueError as error:
             if isinstance(error, _mistakes()):
                 raise UserError(str(error)) from error
             raise
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise UserError(f"{error.filename} cannot be used: {error.strerror}") from error
 
 
 def _mistakes() -> tuple[type[ValueError], ...]:
@@ -59,7 +70,7 @@ def main() -> None:
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder; one that holds a run is continued.")
 @click.option("--frames", type=click.IntRange(min=1), help="Environment frames, action repeat included.")
 @click.option("--size", metavar="SIZE", help="Model size: 1m, 12m, 25m, 50m, 100m, 200m, 400m.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of parameters, environments and all random numbers.")
+@click.option("--seed", type=SEEDS, help="Of parameters, environments and all random numbers.")
 @click.option("--envs", type=click.IntRange(min=1), help="Environments that step together.")
 @click.option("--device", type=DEVICES, help="Where to compute.")
 @click.option("--precision", type=PRECISIONS, help="Of matrix products; auto asks the machine.")
@@ -89,8 +100,8 @@ def train(
             raise UserError("say what to learn with --env, for example --env atari/pong")
         config = _new_config(task, given)
         folder = RunFolder(run or _new_folder(config))
-        if folder.has_checkpoint:
-            raise UserError(f"{run} holds a checkpoint but no config.json; put that back, or give another --run")
+        if folder.is_foreign:
+            raise UserError(f"{run} is not empty and holds no run (no config.json); give another --run")
 
     from .run import start
 
@@ -151,10 +162,11 @@ def _new_folder(config: "Config") -> Path:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--episodes", default=10, show_default=True, help="Episodes to play.")
+@click.option("--envs", type=click.IntRange(min=1), default=8, show_default=True, help="Environments at once, at most.")
 @click.option("--greedy", is_flag=True, help="The most likely action instead of a sample.")
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=SEEDS,
     default=1_000_000,
     show_default=True,
     help="Of the environments and of the sampled actions.",
@@ -162,12 +174,21 @@ def _new_folder(config: "Config") -> Path:
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
 @click.option("--video", type=click.Path(path_type=Path), help="Also film the first episode, as .gif or .mp4.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the mean score at its top.")
-def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, video: Path | None, as_json: bool) -> None:
+def evaluate(
+    run: Path,
+    episodes: int,
+    envs: int,
+    greedy: bool,
+    seed: int,
+    device: str,
+    video: Path | None,
+    as_json: bool,
+) -> None:
     """Score the checkpoint of RUN on whole episodes."""
     from .checkpoint import RunFolder
     from .evaluate import evaluate as play
     from .logger import Terminal
-    from .published import human_normalized
+    from .run import check_spaces
     from .video import check_path, write
 
     if episodes < 1:
@@ -178,13 +199,26 @@ def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, vid
     config = folder.config()
     agent = folder.load_agent(device, seed)
     film: list[Any] | None = [] if video is not None else None
-    environments = _environments(config, min(episodes, 8), seed, drawn=film is not None)
+    terminal = Terminal()
+    environments = _environments(config, min(episodes, envs), seed, drawn=film is not None)
     try:
-        scores = play(agent, environments, episodes, greedy, film, Terminal().progress)
+        check_spaces(folder, environments)
+        scores = play(agent, environments, episodes, greedy, film, terminal.progress)
     finally:
         environments.close()
-    if video is not None and film:
-        write(video, film)
+        terminal.clear()
+    _print_scores(config, scores, as_json)
+    if video is None:
+        return
+    if not film:
+        raise UserError(f"{config.task} draws nothing, so there is no video; leave out --video")
+    write(video, film)
+    click.echo(f"Wrote {video}", err=True)
+
+
+def _print_scores(config: "Config", scores: "Scores", as_json: bool) -> None:
+    from .published import human_normalized
+
     human = human_normalized(config.task, scores.mean)
     if as_json:
         click.echo(json.dumps(scores.to_json() | ({} if human is None else {"human_normalized": human})))
@@ -193,7 +227,7 @@ def evaluate(run: Path, episodes: int, greedy: bool, seed: int, device: str, vid
     click.echo(
         f"{config.task}: mean score {scores.mean:.6g} (95% interval {low:.6g} to {high:.6g}), "
         f"standard deviation {scores.std:.6g}, "
-        f"{episodes} episodes of {min(scores.lengths)} to {max(scores.lengths)} steps"
+        f"{len(scores.scores)} episodes of {min(scores.lengths)} to {max(scores.lengths)} steps"
         + ("" if human is None else f"; human-normalised {human:.3g} (0 is random play, 1 a human)")
     )
 
@@ -218,10 +252,13 @@ def _environments(config: "Config", count: int, seed: int, drawn: bool = False) 
     options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
     if drawn and config.task.startswith("gym/"):
         options["render_mode"] = "rgb_array"  # Gymnasium wants to know when it makes one
+    processes = package.steps_in_processes(config.task, count, **options)
+    if processes:
+        click.echo(f"Starting {count} environments, each in a process of its own ...", err=True)
     return package.Vector(
         [functools.partial(package.make, config.task, **options)] * count,
         seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
-        processes=package.steps_in_processes(config.task, count, **options),
+        processes=processes,
     )
 
 

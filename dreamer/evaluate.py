@@ -8,7 +8,10 @@ import numpy as np
 
 from .agent import Agent
 from .errors import UserMistake
-from .train import Environments, tensors
+from .train import Environments, Rows, tensors
+from .video import to_rgb
+
+FILM = 3_000  # pictures at most
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def evaluate(
         rows = environments.step(agent.action_spec.to_environment(memory.action.cpu().numpy()))
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory, greedy)
-        if film is not None and not finished[0] and (picture := environments.render(0)) is not None:
-            film.append(picture)
+        if film is not None and not finished[0] and len(film) < FILM:
+            film.extend(_pictures(environments, rows))
         score = np.where(rows.is_first, 0.0, score + rows.reward)
         length = np.where(rows.is_first, 0, length + 1)
         report(f"{sum(map(len, finished))} of {episodes} episodes, {length.max()} steps into the longest open one")
@@ -80,3 +83,11 @@ def evaluate(
                 finished[i].append((float(score[i]), int(length[i])))
     played = [episode for done in finished for episode in done]
     return Scores(tuple(score for score, _ in played), tuple(length for _, length in played))
+
+
+def _pictures(environments: Environments, rows: Rows) -> list[np.ndarray]:
+    """What the first environment draws or, if nothing, what it sees; empty if neither."""
+    picture = environments.render(0)
+    if picture is None:
+        picture = next((to_rgb(value[0]) for value in rows.observation.values() if value.ndim == 4), None)
+    return [] if picture is None else [picture]

@@ -66,7 +66,7 @@ class Curves:
 def _frames_of(line: str) -> float:
     try:
         return json.loads(line)["frames"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf  # a line cut short by a crash
 
 
@@ -87,19 +87,30 @@ class Terminal:
             print(text, file=self._stream, flush=True)
             self._last = time.monotonic()
 
-    def progress(self, text: str) -> None:
-        """The live line; elsewhere a plain line, but not too often."""
+    def progress(self, *parts: str) -> None:
+        """The live line, of as many parts as fit, the first ones first; elsewhere a plain line, but not too often."""
         with self._lock:
             now = time.monotonic()
             if now - self._last < (0.2 if self._live else QUIET_SECONDS):
                 return
             self._clear()
+            text = ", ".join(parts)
             if self._live:  # a line that wraps could not be taken back
-                text = text[: shutil.get_terminal_size().columns - 1]
+                columns = shutil.get_terminal_size().columns - 1
+                while len(text) > columns and len(parts) > 1:
+                    parts = parts[:-1]
+                    text = ", ".join(parts)
+                text = text[:columns]
             self._stream.write(text if self._live else text + "\n")
             self._stream.flush()
             self._shown = len(text) if self._live else 0
             self._last = now
+
+    def clear(self) -> None:
+        """Take the live line back."""
+        with self._lock:
+            self._clear()
+            self._stream.flush()
 
     def _clear(self) -> None:
         if self._shown:
@@ -147,6 +158,7 @@ class Logger:
         self._episodes = 0
         self._sums: dict[str, torch.Tensor] = {}
         self._updates = 0
+        self._skipped = 0  # updates that were not finite
         now = time.monotonic()
         self._shown = now - config.run.video_seconds + FIRST_VIDEO_SECONDS
         self._film = Film()
@@ -168,7 +180,7 @@ class Logger:
             self._curves.add({"episode/score": self._recent[-1], "episode/length_frames": length}, frames)
         while self._milestones and frames >= self._milestones[0].frames:
             self._compare(self._milestones.popleft())
-        self._terminal.progress(self._line(counters))
+        self._terminal.progress(*self._parts(counters))
         if time.monotonic() - self._mark[0] > self._config.run.log_seconds:
             self.flush(counters)
 
@@ -178,7 +190,7 @@ class Logger:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._updates += 1
         self._say_when(counters)
-        self._terminal.progress(self._line(counters))
+        self._terminal.progress(*self._parts(counters))
 
     def show(self, agent: Agent, batch: Batch, counters: Counters) -> None:
         """Now and then, for each image key: the last episode, and what the model expects beside what came."""
@@ -204,6 +216,7 @@ class Logger:
             names = list(self._sums)
             means = torch.stack([self._sums[name].float() for name in names]).cpu() / self._updates
             scalars = dict(zip(names, means.tolist()))
+            self._skipped += round(scalars.get("optimizer/skipped", 0.0) * self._updates)
         scalars |= {
             "speed/updates_per_second": updates / seconds,
             "speed/agent_steps_per_second": rows / seconds,
@@ -215,23 +228,27 @@ class Logger:
 
     def close(self, counters: Counters) -> None:
         self.flush(counters)
-        self._terminal.say(self._line(counters))
+        self._terminal.say(", ".join(self._parts(counters)))
         self._curves.close()
 
-    def _line(self, counters: Counters) -> str:
+    def _parts(self, counters: Counters) -> list[str]:
+        """How it stands, what matters most first."""
         frames, goal = counters.frames, self._config.frames
-        parts = [
-            f"{frames:,} of {goal:,} frames",
-            f"{counters.updates:,} updates",
-            f"{self._episodes:,} episode{'s' * (self._episodes != 1)}",
-        ]
-        if self._recent:
-            parts.append(f"last score {self._recent[-1]:.6g}, mean of {len(self._recent)}: {np.mean(self._recent):.6g}")
+        parts = [f"{compact(frames)} of {compact(goal)} frames"]
         rows_rate, updates_rate = self._pace.rates(counters)
         if rows_rate:
-            parts.append(f"{updates_rate:.2g} updates/s, {rows_rate:.3g} steps/s")
             parts.append(f"{duration((goal - frames) / counters.repeat / rows_rate)} left")
-        return ", ".join(parts)
+        if self._recent:
+            parts.append(f"score {self._recent[-1]:.5g}")
+            parts.append(f"mean of {len(self._recent)}: {np.mean(self._recent):.5g}")
+        if rows_rate:
+            parts.append(f"{updates_rate:.2g} updates/s")
+            parts.append(f"{rows_rate:.3g} steps/s")
+        parts.append(f"{self._episodes:,} episode{'s' * (self._episodes != 1)}")
+        parts.append(f"{counters.updates:,} update{'s' * (counters.updates != 1)}")
+        if self._skipped:
+            parts.insert(1, f"{self._skipped} updates skipped (not finite)")
+        return parts
 
     def _compare(self, band: Band) -> None:
         """The score so far beside the published one."""
@@ -305,6 +322,14 @@ class Pace:
         if seconds < 2:
             return 0.0, 0.0
         return (counters.rows - rows) / seconds, (counters.updates - updates) / seconds
+
+
+def compact(frames: int) -> str:
+    """1234567 -> 1.23M; so that it moves, in four digits."""
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if frames >= 10 * size:
+            return f"{frames / size:.4g}{letter}"
+    return f"{frames:,}"
 
 
 def duration(seconds: float) -> str:

@@ -37,11 +37,8 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
     counters = Counters(environments.repeat)
     resumed = folder.has_checkpoint
-    if folder.holds_run and (before := folder.spaces()) != (observation, action):
-        raise UserMistake(
-            f"{folder.path} holds an agent that {in_words(*before)}, but the environment has changed and now asks "
-            f"for one that {in_words(observation, action)}; give another --run"
-        )
+    if folder.holds_run:
+        check_spaces(folder, environments)
     if resumed:
         state = folder.load()
         agent.load_state_dict(state["agent"])
@@ -57,6 +54,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         folder.write_config(config)
     else:
         folder.create(config, observation, action)
+    folder.check_writable()
 
     terminal.say(f"{'Continuing' if resumed else 'Training'} {config.task} in {folder.path}")
     for line in describe(config, agent, replay, environments):
@@ -79,11 +77,24 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         terminal.say(f"Go on:    dreamer train --run {folder.path}")
 
 
+def check_spaces(folder: RunFolder, environments: Any) -> None:
+    """Raise UserMistake if the environment has changed since the run began."""
+    before = folder.spaces()
+    now = observation_spec(environments.observation_space), action_spec(environments.action_space)
+    if before != now:
+        raise UserMistake(
+            f"{folder.path} holds an agent that {in_words(*before)}, but the environment has changed and now asks "
+            f"for one that {in_words(*now)}; give another --run"
+        )
+
+
 def describe(config: Config, agent: Agent, replay: Replay, environments: Any) -> list[str]:
     """What is about to happen, line by line."""
     repeat = environments.repeat
-    usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size", Config.size)
-    note = f" (the protocol has {usual}; without a GPU the default is {CPU_SIZE})" if config.size != usual else ""
+    usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size")
+    note = f" (the protocol has {usual})" if usual not in (None, config.size) else ""
+    if config.size == CPU_SIZE and agent.device.type == "cpu":
+        note += ", the default without a GPU"
     batch = config.replay.batch * config.replay.length
     waiting = batch + config.envs * config.replay.length  # rows before the first update
     updates = max(0, int((config.frames / repeat - waiting) * config.ratio / batch) + 1)
@@ -95,7 +106,7 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
         f"{str(agent.dtype).removeprefix('torch.')}",
         f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
-        f"({batch / config.ratio * repeat:g} frames), {updates:,} updates in all",
+        f"({batch / config.ratio * repeat:g} frames), {updates:,} update{'s' * (updates != 1)} in all",
         f"replay of {_amount(replay.streams * replay.rows, config, repeat)}, {size(replay.bytes)} when full",
         *([expected] if expected else []),
         "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
@@ -104,14 +115,19 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
 
 def in_words(observation: ObservationSpec, action: ActionSpec) -> str:
     """What an agent sees, and by which network, and what it does."""
-    sees = [f"{key} {'x'.join(map(str, shape))} (image)" for key, shape in observation.images.items()]
-    sees += [f"{key} {size} (vector)" for key, size in observation.floats.items()]
-    sees += [f"{key} {len(classes)} (integers)" for key, classes in observation.integers.items()]
+    sees = [f"{key}, an image of {'x'.join(map(str, shape))}, by CNN" for key, shape in observation.images.items()]
+    sees += [f"{key}, {_count(size, 'number')}, by MLP" for key, size in observation.floats.items()]
+    sees += [f"{key}, {_count(len(classes), 'integer')}, by MLP" for key, classes in observation.integers.items()]
     does = [
-        f"{part.key}: " + (f"one of {' x '.join(map(str, part.classes))}" if part.classes else f"{part.size} numbers")
+        f"{part.key}, "
+        + (f"one of {' x '.join(map(str, part.classes))}" if part.classes else _count(part.size, "number"))
         for part in action.parts
     ]
-    return f"sees {', '.join(sees)}; does {', '.join(does)}"
+    return f"sees {'; '.join(sees)}; does {'; '.join(does)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _amount(rows: int, config: Config, repeat: int) -> str:

@@ -85,17 +85,17 @@ def gif(frames: np.ndarray, fps: int = 10) -> bytes:
 
 def check_path(path: Path) -> None:
     """Raise UserMistake if `write` could not write there."""
-    if path.suffix not in (".gif", ".mp4"):
+    if path.suffix.lower() not in (".gif", ".mp4"):
         raise UserMistake(f"{path} is neither .gif nor .mp4; give the video one of these endings")
     if not path.parent.is_dir():
         raise UserMistake(f"there is no folder {path.parent} to write the video to; make it first")
-    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise UserMistake("an .mp4 needs ffmpeg, which was not found (Debian: apt-get install ffmpeg); or give a .gif")
 
 
 def write(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None:
     """Pictures (H, W, 3) uint8 as a GIF or, through ffmpeg, an MP4."""
-    if path.suffix == ".gif":
+    if path.suffix.lower() == ".gif":
         path.write_bytes(gif(np.stack(frames), fps))
         return
     height, width, _ = frames[0].shape
@@ -103,4 +103,7 @@ def write(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None:
     command += ["-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     # Most players want even sides and 4:2:0.
     command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", str(path)]
-    subprocess.run(command, input=np.stack(frames).tobytes(), check=True)
+    done = subprocess.run(command, input=np.stack(frames).tobytes(), capture_output=True)
+    if done.returncode:
+        words = " ".join(done.stderr.decode(errors="replace").split()[-30:])
+        raise UserMistake(f"ffmpeg could not write {path}: {words}")

@@ -110,7 +110,9 @@ def _find_factory(name: str) -> Callable[..., Any]:
         hint = did_you_mean(factory_name, [key for key, value in vars(module).items() if callable(value)])
         raise TaskError(f"The module '{module_name}' has no '{factory_name}'.{hint}")
     if not callable(factory):
-        raise TaskError(f"'{name}' is a {type(factory).__name__}: name a function or class that makes a gymnasium.Env.")
+        raise TaskError(
+            f"'{name}' is of type {type(factory).__name__}: name a function or class that makes a gymnasium.Env."
+        )
     return factory
 
 

@@ -103,11 +103,14 @@ class Local:
         return self._sound(Outcome(observation, float(reward), bool(terminated), bool(truncated)))
 
     def render(self) -> Any:
-        """Whatever it draws. Raises TaskError if it cannot."""
+        """Whatever it draws, None if it never does. Raises TaskError if it cannot."""
         try:
             return self._env.render()
+        except NotImplementedError:
+            return None
         except Exception as error:  # whatever a drawing library may raise
-            raise TaskError(f"The environment cannot draw itself: {error}.") from error
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise TaskError(f"The environment cannot draw itself: {words}.") from error
 
     def get_state(self) -> dict[str, Any]:
         """See `saving`."""

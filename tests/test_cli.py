@@ -46,7 +46,7 @@ def mistake(*arguments):
     result = dreamer(*arguments)
     assert result.exit_code == 2 and result.stdout == "", result.output
     *before, sentence = result.stderr.splitlines()
-    assert all(line.startswith("No GPU here") for line in before), result.stderr
+    assert all(line.startswith("Starting ") for line in before), result.stderr
     assert sentence.startswith("dreamer: ") and "Traceback" not in sentence
     return sentence
 
@@ -230,7 +230,7 @@ def test_without_a_gpu_the_size_suits_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     few = ["--frames", 5, "--set", "run.compile=false", "--set", "replay.length=2", "--set", "replay.batch=2"]
     result = works("train", "--env", "gym/CartPole-v1", "--run", tmp_path / "run", *few)
-    assert "model 1m (the protocol has 12m; without a GPU the default is 1m)" in result.stderr
+    assert "model 1m, the default without a GPU, " in result.stderr
     assert RunFolder(tmp_path / "run").config().model.deter == 512
 
 
@@ -241,7 +241,7 @@ def test_the_beginning_tells_what_will_happen(tmp_path, monkeypatch):
     text = said(10)
     # A row: 4 floats, 2 of an action, the reward, 3 flags, 16 of the state, 2 latents of a byte.
     assert "replay of 11 rows, all that the run collects, 1.07 kB when full" in text
-    assert "train ratio 1: an update of 8 steps every 8 agent steps (8 frames), 1 updates in all" in text
+    assert "train ratio 1: an update of 8 steps every 8 agent steps (8 frames), 1 update in all" in text
     assert "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued" in text
     monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 97)
     assert "replay of 60 rows, which is half of this machine's memory (replay.capacity is 5,000,000)" in said(90)
@@ -540,7 +540,7 @@ def own(tmp_path, monkeypatch):
         ("my_worlds:NoSuchFile", "my_worlds:NoSuchFile raised FileNotFoundError when it was called"),
         ("my_worlds:NotAnEnv", "returned a NotAnEnv: return a gymnasium.Env"),
         ("my_worlds:Goood", "Did you mean 'Good'?"),
-        ("my_worlds:number", "is a int: name a function or class"),
+        ("my_worlds:number", "is of type int: name a function or class"),
         ("my_typo:world", "The module 'my_typo' raised SyntaxError when it was imported"),
     ],
 )
@@ -592,8 +592,8 @@ def test_an_environment_that_has_changed_since(own, tmp_path):
     works("train", "--env", "my_worlds:Good", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
     sys.modules["my_worlds"].Good.action_space = spaces.Discrete(3)
     sentence = mistake("train", "--run", folder, "--frames", 40)
-    assert "holds an agent that sees vector 2 (vector); does action: one of 2, but" in sentence
-    assert "one that sees vector 2 (vector); does action: one of 3; give another --run" in sentence
+    assert "holds an agent that sees vector, 2 numbers, by MLP; does action, one of 2, but" in sentence
+    assert "one that sees vector, 2 numbers, by MLP; does action, one of 3; give another --run" in sentence
 
 
 def test_a_pickle_of_somebody_else_is_not_opened(run):
@@ -643,10 +643,9 @@ def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):
 def test_every_kind_of_observation_and_an_action_of_parts(tmp_path):
     arguments = ["--env", "mixed:Signals", "--size", "1m", "--frames", 40, "--run", tmp_path, *WIDTHS]
     result = works("train", *arguments)
-    assert "sees screen 48x48x1 (image), dial 2 (vector), panel/key 1 (integers), panel/switches 2 (integers)" in (
-        result.stderr
-    )
-    assert "does action: one of 2 x 3" in result.stderr
+    sees = "sees screen, an image of 48x48x1, by CNN; dial, 2 numbers, by MLP; panel/key, 1 integer, by MLP; "
+    assert sees + "panel/switches, 2 integers, by MLP" in result.stderr
+    assert "does action, one of 2 x 3" in result.stderr
     last = metrics(tmp_path)[-1]
     assert last["speed/updates"] > 3
     for key in ("screen", "dial", "panel/key", "panel/switches"):

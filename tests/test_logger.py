@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamer import logger as module
 from dreamer import published
-from dreamer.logger import Curves, Logger, Terminal, duration
+from dreamer.logger import Curves, Logger, Terminal, compact, duration
 from dreamer.train import Counters
 
 
@@ -220,7 +220,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, clock):
     assert max(silence) <= module.QUIET_SECONDS + 0.5 and min(silence) >= module.QUIET_SECONDS - 0.5
     text = watched.stream.getvalue()
     assert "\r" not in text and text.endswith("\n")
-    assert "4 of 4,000 frames, 0 updates, 0 episodes" in text.splitlines()[0]
+    assert text.splitlines()[0] == "4 of 4,000 frames, 0 episodes, 0 updates"
     watched.close()
 
 
@@ -276,6 +276,55 @@ def test_a_live_line_is_not_longer_than_the_terminal(clock, monkeypatch):
     assert 30 <= len(stream.getvalue()) < 40
 
 
+def test_parts_that_do_not_fit_are_left_out_from_the_end(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Tty()
+    Terminal(stream).progress("12.3k of 60k frames", "72 min left", "score 7", "4 episodes")
+    assert stream.getvalue() == "12.3k of 60k frames"
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Tty()
+    Terminal(stream).progress("12.3k of 60k frames", "72 min left", "score 7", "4 episodes")
+    assert stream.getvalue() == "12.3k of 60k frames, 72 min left, score 7, 4 episodes"
+
+
+def test_a_line_that_is_taken_back(clock):
+    stream = Tty()
+    terminal = Terminal(stream)
+    terminal.progress("0 of 3 episodes")
+    terminal.clear()
+    assert show(stream.getvalue()) == [""]
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"), [(9_999, "9,999"), (12_345, "12.35k"), (1_234_567, "1235k"), (200_000_000, "200M")]
+)
+def test_compact(frames, text):
+    assert compact(frames) == text
+
+
+def test_what_matters_most_fits_into_80_columns(tmp_path, clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    watched = Watched(tmp_path, stream=Tty(), counters=Counters(repeat=4, rows=30_000_000))
+    object.__setattr__(watched.config, "frames", 200_000_000)
+    for row in range(200):
+        clock.now += 3
+        watched.update(loss=1.0)
+        watched.rows([-20.75 * (row == 9)], [row == 0], [row % 50 == 49])
+    line = show(watched.stream.getvalue())[-1]
+    assert "120M of 200M frames" in line and "days left" in line and "mean of 4: -5.1875" in line
+    watched.close()
+
+
+def test_skipped_updates_are_counted(tmp_path, clock):
+    watched = Watched(tmp_path)
+    for skipped in (0.0, 1.0, 1.0):
+        watched.update(**{"optimizer/skipped": skipped})
+    clock.now += 6
+    watched.rows([0], [1], [0])
+    watched.close()
+    assert "2 updates skipped (not finite)" in watched.stream.getvalue().splitlines()[-1]
+
+
 def test_a_signal_that_speaks_while_a_line_is_written_does_not_hang():
     class Interrupted(io.StringIO):
         def flush(self):
@@ -323,7 +372,7 @@ def test_the_last_line_says_how_it_stands(tmp_path):
     watched.rows([7], [0], [1])
     watched.close()
     last = watched.stream.getvalue().splitlines()[-1]
-    assert last.startswith("8 of 4,000 frames, 0 updates, 1 episode, last score 7, mean of 1: 7")
+    assert last == "8 of 4,000 frames, score 7, mean of 1: 7, 1 episode, 0 updates"
 
 
 def test_time_left_follows_the_pace_of_learning(tmp_path, clock):

@@ -253,7 +253,7 @@ def test_a_number_without_a_point_is_good_for_a_real_one():
         ("nowhere_at_all:make", {}, "module 'nowhere_at_all' of 'nowhere_at_all:make' is not found in /"),
         ("own_environment.deeper:make", {}, "module 'own_environment.deeper' .* is not found"),
         ("own_environment:Conter", {}, "has no 'Conter'. Did you mean 'Counter'"),
-        ("own_environment:NUMBER", {}, "is a int: name a function or class"),
+        ("own_environment:NUMBER", {}, "is of type int: name a function or class"),
         ("own_environment:", {}, "'own_environment:' is no task"),
         ("own_environment:Counter", {"ned": 3}, "has no option 'ned'. Did you mean 'end'"),
         ("own_environment:nothing", {}, "returned a NoneType: return a gymnasium.Env"),
