@@ -59,7 +59,7 @@ def _mistakes() -> tuple[type[ValueError], ...]:
     return (UserMistake, theirs) if theirs else (UserMistake,)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("dreamer", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dreamer")
 def main() -> None:
     """DreamerV3: learn a world model, and a policy inside it."""
@@ -113,7 +113,7 @@ def train(
 
 
 def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Config":
-    """The stored config of a run with more frames or other `run.` settings; nothing else may change."""
+    """The stored config of a run with what may change: frames, the replay's capacity, and `run.` settings."""
     from . import config as configs
 
     there = configs.flatten(stored)
@@ -121,7 +121,7 @@ def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Co
     differing = [
         f"{key} is {there.get(key, 'not set')} there, {wanted[key]} was given"
         for key in wanted
-        if there.get(key) != wanted[key] and key != "frames" and not key.startswith("run.")
+        if there.get(key) != wanted[key] and key not in ("frames", "replay.capacity") and not key.startswith("run.")
     ]
     if differing:
         raise UserError(

@@ -159,6 +159,9 @@ POSITIVE = {
 }  # fmt: skip
 AT_MOST = {
     "model.classes": 256,  # the replay keeps a class in one byte
+    # Ten times the largest size's: more is a slip, and would end in an allocation that fails.
+    "model.deter": 120_000, "model.hidden": 20_000, "model.units": 20_000, "model.depth": 1_000, "model.stoch": 1_000,
+    "behavior.horizon": 10_000, "replay.batch": 100_000, "replay.length": 100_000, "envs": 10_000, "seed": 2**63 - 1,
     "behavior.trace": 1, "behavior.slow_rate": 1, "behavior.return_rate": 1, "behavior.return_low": 1,
     "behavior.return_high": 1, "optimizer.beta1": 0.99999, "optimizer.beta2": 0.99999,
 }  # fmt: skip
@@ -214,6 +217,9 @@ def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = 
             f"model.deter={config.model.deter} must be a multiple of 8 and model.depth={config.model.depth} one of 2, "
             "since the image decoder works in 8 blocks"
         )
+    low, high = config.behavior.return_low, config.behavior.return_high
+    if low >= high:
+        raise ConfigError(f"behavior.return_low={low} must lie below behavior.return_high={high}; change one of them")
     batch, length, capacity = config.replay.batch, config.replay.length, config.replay.capacity
     if capacity < (batch + config.envs) * length:
         raise ConfigError(

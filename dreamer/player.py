@@ -27,14 +27,30 @@ class Player:
         self.options = dict(options or {})  # for `envs.make`, as the run had them
 
     def act(
-        self, observation: Mapping[str, Any], state: Memory | None = None, greedy: bool = False
+        self,
+        observation: Mapping[str, Any],
+        state: Memory | None = None,
+        greedy: bool = False,
+        is_first: Any = None,
     ) -> tuple[dict[str, Any], Memory]:
         """The action for one observation {key: (...)}, or for N at once {key: (N, ...)}, and the state to go on with.
 
+        Args:
+            observation: of each key that the agent was trained on.
+            state: what the last call returned; None where all episodes begin.
+            greedy: the most likely action instead of a sample.
+            is_first: (N,) bool, which of N observations begin an episode, so that their part of the state is forgotten.
+
         Raises:
-            UserMistake: a key is missing, or an array has another shape than in training.
+            UserMistake: a key is missing, an array is not as in training, or the numbers of observations, of states
+                and of `is_first` differ.
         """
         spec = self._agent.observation_spec
+        if not isinstance(observation, Mapping):
+            raise UserMistake(
+                f"the observation is a {type(observation).__name__}; give a dictionary with {', '.join(spec.keys)}, as "
+                "environments of envs.make do"
+            )
         single = False
         tensors = {}
         for key in spec.keys:
@@ -48,9 +64,20 @@ class Player:
                 raise UserMistake(
                     f"the observation {key!r} has shape {value.shape[1:]}; this agent was trained on {shape}"
                 )
+            if key in spec.images and value.dtype != np.uint8:
+                raise UserMistake(f"the observation {key!r} is {value.dtype}; images are uint8, from 0 to 255")
             tensors[key] = torch.from_numpy(np.ascontiguousarray(value, dtype))
+            if dtype.kind == "f" and not torch.isfinite(tensors[key]).all():
+                raise UserMistake(f"the observation {key!r} has NaN or infinite numbers")
         count = len(tensors[spec.keys[0]])
         first = torch.full((count,), state is None)
+        if is_first is not None:
+            first |= torch.as_tensor(np.asarray(is_first, bool).reshape(-1))
+        states = count if state is None else len(state.action)
+        if {len(value) for value in tensors.values()} != {count} or len(first) != count or states != count:
+            raise UserMistake(
+                f"{count} observations came with {len(first)} is_first and {states} states; give as many of each"
+            )
         state = self._agent.start(count) if state is None else state
         state = self._agent.act(tensors, first, torch.zeros(count, dtype=torch.bool), state, greedy)
         action = self._agent.action_spec.to_environment(state.action.cpu().numpy())

@@ -48,13 +48,13 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
         return
     if resumed:
+        folder.check_writable()
         replay.generator.set_state(state["sampler"])
         with terminal.waiting("Loading the replay"):
             folder.load_replay(replay)
         folder.write_config(config)
     else:
         folder.create(config, observation, action)
-    folder.check_writable()
 
     terminal.say(f"{'Continuing' if resumed else 'Training'} {config.task} in {folder.path}")
     for line in describe(config, agent, replay, environments):

@@ -16,6 +16,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 from gymnasium import spaces
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer import config as configs
@@ -594,6 +595,70 @@ def test_an_environment_that_has_changed_since(own, tmp_path):
     sentence = mistake("train", "--run", folder, "--frames", 40)
     assert "holds an agent that sees vector, 2 numbers, by MLP; does action, one of 2, but" in sentence
     assert "one that sees vector, 2 numbers, by MLP; does action, one of 3; give another --run" in sentence
+
+
+def test_evaluation_notices_an_environment_that_has_changed(own, tmp_path):
+    folder = tmp_path / "run"
+    works("train", "--env", "my_worlds:Good", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
+    sys.modules["my_worlds"].Good.action_space = spaces.Discrete(3)
+    assert "one that sees vector, 2 numbers, by MLP; does action, one of 3" in mistake("evaluate", folder)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert "is not empty and holds no run" in mistake(*CARTPOLE, "--run", tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(run, monkeypatch):
+    def refuse(*arguments, dir=None, **named):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    sentence = mistake("train", "--run", run, "--frames", 100)
+    assert "cannot write to" in sentence and "(Permission denied); give another --run" in sentence
+    assert counters(run)["rows"] == 60
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    assert "File name too long" in mistake(*CARTPOLE, "--run", tmp_path / ("x" * 300))
+    assert "cannot be used" in mistake("plot", tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--frames", "many"], "dreamer train --help"),
+        (["evaluate"], "Missing argument 'RUN'; see dreamer evaluate --help"),
+        (["evaluat"], "No such command 'evaluat'"),
+        (["train", "--fames", "3"], "dreamer train --help"),
+    ],
+)
+def test_a_mistyped_command_is_one_sentence_too(arguments, named):
+    assert named in mistake(*arguments)
+
+
+def test_the_replay_of_a_run_may_become_smaller(run):
+    works("train", "--run", run, "--frames", 70, "--set", "replay.capacity=40")
+    assert RunFolder(run).config().replay.capacity == 40
+
+
+def test_an_environment_that_draws_nothing_still_gets_its_score(own, tmp_path):
+    folder, film = tmp_path / "run", tmp_path / "film.gif"
+    works("train", "--env", "my_worlds:Good", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
+    result = dreamer("evaluate", folder, "--episodes", 1, "--envs", 1, "--video", film)
+    assert result.exit_code == 2 and "mean score" in result.stdout and not film.exists()
+    assert "my_worlds:Good draws nothing, so there is no video; leave out --video" in result.stderr.splitlines()[-1]
+
+
+def test_an_environment_that_draws_nothing_is_filmed_by_what_it_sees(tmp_path):
+    folder, film = tmp_path / "run", tmp_path / "film.GIF"
+    works("train", "--env", "mixed:Signals", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
+    result = works("evaluate", folder, "--episodes", 1, "--video", film)
+    assert f"Wrote {film}" in result.stderr
+    with Image.open(film) as picture:
+        assert picture.size == (48, 48) and picture.n_frames > 1
 
 
 def test_a_pickle_of_somebody_else_is_not_opened(run):

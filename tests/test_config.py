@@ -228,6 +228,8 @@ def test_a_wrong_value_is_a_plain_error(setting, message):
         "replay.length=1",
         "model.classes=257",
         "losses.actor=-1",
+        "model.units=100000000",
+        "behavior.return_low=0.99",
         "replay.capacity=1000",  # fewer than the start positions of the first update
     ],
 )

@@ -52,6 +52,26 @@ def test_a_wrong_observation_is_named(player):
         player.act({"vector": np.zeros((2, 5))})
 
 
+def test_one_of_many_may_begin_anew(player):
+    observation = {"vector": np.stack([np.full(4, 0.5, np.float32)] * 2)}
+    _, fresh = player.act(observation)
+    _, state = player.act(observation, fresh)
+    _, state = player.act(observation, state, is_first=[True, False])
+    assert torch.equal(state.state.deter[0], fresh.state.deter[0])
+    assert not torch.equal(state.state.deter[1], fresh.state.deter[1])
+
+
+def test_what_does_not_fit_together_is_said(player):
+    one, two = ({"vector": np.zeros((count, 4), np.float32)} for count in (1, 2))
+    _, state = player.act(two)
+    with pytest.raises(UserMistake, match="1 observations came with 1 is_first and 2 states"):
+        player.act(one, state)
+    with pytest.raises(UserMistake, match="NaN"):
+        player.act({"vector": np.array([0, np.nan, 0, 0])})
+    with pytest.raises(UserMistake, match="the observation is a ndarray; give a dictionary with vector"):
+        player.act(np.zeros(4))
+
+
 def test_load_of_nothing_is_a_sentence(tmp_path):
     with pytest.raises(UserMistake, match="holds no run"):
         dreamer.load(tmp_path)
