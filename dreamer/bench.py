@@ -299,15 +299,17 @@ class Clock:
     def __init__(self, warm_up: float, seconds: float, counters: Counters):
         self.counters = counters
         self.begin = time.perf_counter() + warm_up
-        self.end = self.begin + seconds
+        self.seconds = seconds
         self.mark: tuple[float, int] | None = None
         self.rate = 0.0
 
     def __call__(self) -> bool:
         now = time.perf_counter()
-        if self.mark is None and now > self.begin:
-            self.mark = now, self.counters.rows
-        if now < self.end or self.mark is None:
+        if self.mark is None:
+            # However long the first step takes, at least one more is measured.
+            self.mark = (now, self.counters.rows) if now > self.begin and self.counters.rows else None
+            return False
+        if now < self.mark[0] + self.seconds:
             return False
         self.rate = (self.counters.rows - self.mark[1]) / (now - self.mark[0])
         return True

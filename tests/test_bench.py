@@ -12,6 +12,7 @@ from dreamer import bench
 from dreamer.bench import Spread, Stopwatch, matrix_peak, random_replay, time_parts, timed
 from dreamer.cli import main
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
+from dreamer.train import Counters
 
 CPU = torch.device("cpu")
 
@@ -127,3 +128,15 @@ def test_random_experience_has_every_kind_of_observation():
 def test_the_peak_is_that_of_a_product():
     product = timed(lambda: torch.ones(256, 256) @ torch.ones(256, 256), CPU)
     assert isinstance(product, Spread) and matrix_peak(CPU, torch.float32) > 2 * 256**3 / product.high_s / 10
+
+
+def test_a_slow_first_step_is_no_division_by_zero():
+    counters = Counters(repeat=1)
+    clock = bench.Clock(warm_up=0.001, seconds=0.002, counters=counters)
+    assert not clock()
+    for _ in range(3):
+        time.sleep(0.01)
+        counters.rows += 2
+        if clock():
+            break
+    assert counters.rows == 4 and 50 < clock.rate <= 200

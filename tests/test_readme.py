@@ -1,0 +1,52 @@
+"""What the README shows works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny
+from click.testing import CliRunner
+
+from dreamer.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CORRIDOR, USE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = sorted(
+    set(re.findall(r"(?:^|`)(dreamer (?:train|evaluate|plot|compare|bench|envs|doctor)[^`#\n]*)", README, re.MULTILINE))
+)
+
+
+def test_your_own_environment_and_the_agent_from_python(tmp_path, monkeypatch):
+    (tmp_path / "corridor.py").write_text(CORRIDOR)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    widths = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
+    arguments = ["train", "--env", "corridor:Corridor", "--frames", "30", "--run", "runs/FOLDER", *widths]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "sees vector, 1 number, by MLP; does action, one of 2" in result.stderr
+    names: dict = {}
+    exec(USE, names)
+    assert names["over"] and names["observation"]["vector"].tolist() == [10]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_understood(command):
+    name, *arguments = shlex.split(command)[1:]
+    main.commands[name].make_context(name, [word for word in arguments if word != "..."])  # type: ignore[attr-defined]
+
+
+def test_there_are_commands_of_every_kind():
+    assert {command.split()[1] for command in COMMANDS} == set(main.commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
+def test_a_picture_is_there(path):
+    assert (ROOT / path).is_file() and (ROOT / path).stat().st_size < 1_500_000
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:dreamer|envs|runs/results)/[\w/.]*)`", README))))
+def test_a_file_that_is_named_is_there(path):
+    assert (ROOT / path).exists()
