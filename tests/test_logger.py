@@ -306,10 +306,10 @@ def test_what_matters_most_fits_into_80_columns(tmp_path, clock, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     watched = Watched(tmp_path, stream=Tty(), counters=Counters(repeat=4, rows=30_000_000))
     object.__setattr__(watched.config, "frames", 200_000_000)
-    for row in range(200):
+    for row in range(210):
         clock.now += 3
         watched.update(loss=1.0)
-        watched.rows([-20.75 * (row == 9)], [row == 0], [row % 50 == 49])
+        watched.rows([-20.75 * (row == 9)], [row % 50 == 0], [row % 50 == 49])
     line = show(watched.stream.getvalue())[-1]
     assert "120M of 200M frames" in line and "days left" in line and "mean of 4: -5.1875" in line
     watched.close()
