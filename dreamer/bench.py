@@ -289,7 +289,7 @@ def _collected_per_second(config: Config, agent: Agent, environments: Environmen
     )
     counters = Counters(repeat=1, updates=1)
     clock = Clock(warm_up=STEP_SECONDS / 4, seconds=STEP_SECONDS, counters=counters)
-    train(config, agent, environments, replay, counters, Nobody(), save=_nothing, save_due=_no, stopped=clock)
+    train(config, agent, environments, replay, counters, observers=(), saver=Unsaved(), stopped=clock)
     return clock.rate
 
 
@@ -315,21 +315,13 @@ class Clock:
         return True
 
 
-class Nobody:
-    """An observer that looks away."""
+class Unsaved:
+    """A saver that saves nothing."""
 
-    def rows(self, rows: Any, counters: Counters) -> None: ...
+    def due(self) -> bool:
+        return False
 
-    def update(self, metrics: Any, counters: Counters) -> None: ...
-
-    def show(self, agent: Any, batch: Any, counters: Counters) -> None: ...
-
-
-def _nothing() -> None: ...
-
-
-def _no() -> bool:
-    return False
+    def save(self, memory: Any) -> None: ...
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -105,7 +105,9 @@ def train(
 
     from .run import start
 
-    environments = _environments(config, config.envs, config.seed)
+    # Where episodes cannot be gone on with, others begin than those that the run began with.
+    seeds = [config.seed, folder.rows] if folder.has_checkpoint else config.seed
+    environments = _environments(config, config.envs, seeds, restarts=config.run.restarts)
     try:
         start(config, folder, environments)
     finally:
@@ -197,9 +199,9 @@ def evaluate(
         check_path(video)
     folder = RunFolder(run)
     config = folder.config()
-    agent = folder.load_agent(device, seed)
-    film: list[Any] | None = [] if video is not None else None
     terminal = Terminal()
+    agent = folder.load_agent(device, seed, terminal.say)
+    film: list[Any] | None = [] if video is not None else None
     environments = _environments(config, min(episodes, envs), seed, drawn=film is not None)
     try:
         check_spaces(folder, environments)
@@ -244,7 +246,7 @@ def _import_envs() -> ModuleType:
     return envs
 
 
-def _environments(config: "Config", count: int, seed: int, drawn: bool = False) -> Any:
+def _environments(config: "Config", count: int, seed: int | list[int], drawn: bool = False, restarts: int = 0) -> Any:
     """`count` environments of the run's task; `drawn` ones can render themselves."""
     import numpy as np
 
@@ -259,6 +261,8 @@ def _environments(config: "Config", count: int, seed: int, drawn: bool = False) 
         [functools.partial(package.make, config.task, **options)] * count,
         seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
         processes=processes,
+        restarts=restarts,
+        patience=config.run.patience_seconds,
     )
 
 

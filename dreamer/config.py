@@ -93,6 +93,8 @@ class RunConfig:
     checkpoint_seconds: float = 300.0
     log_seconds: float = 15.0
     video_seconds: float = 600.0
+    restarts: int = 3  # of an environment that fails, in one episode
+    patience_seconds: float = 300.0  # an environment in a process of its own that takes longer has failed
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ POSITIVE = {
     "model.depth", "model.units", "behavior.horizon", "behavior.discount_horizon", "optimizer.learning_rate",
     "optimizer.warmup", "optimizer.clip", "optimizer.min_norm", "optimizer.epsilon", "behavior.return_limit",
     "replay.batch", "replay.length", "replay.capacity", "run.checkpoint_seconds", "run.log_seconds",
-    "run.video_seconds",
+    "run.video_seconds", "run.patience_seconds",
 }  # fmt: skip
 AT_MOST = {
     "model.classes": 256,  # the replay keeps a class in one byte

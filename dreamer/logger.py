@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from .agent import Agent
+from .checkpoint import write_atomically
 from .config import Config
 from .published import Band, curve, passes_zero, short, standing, tolerance, window
 from .replay import Batch
@@ -32,35 +33,76 @@ FIRST_VIDEO_SECONDS = 60.0
 class Curves:
     """Scalars against environment frames, in `metrics.jsonl` and for TensorBoard.
 
-    Continuing at a frame drops what an interrupted run wrote after it.
+    Continuing at a frame drops what an interrupted run wrote after it. While nothing can be written, lines wait in
+    memory; what TensorBoard would have shown meanwhile is lost to it.
+
+    Args:
+        folder: of the run.
+        frames: where the run begins or goes on.
+        say: is told, once each time, when writing fails.
     """
 
-    def __init__(self, folder: Path, frames: int):
-        path = folder / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _frames_of(line) <= frames]
-            path.write_text("".join(line + "\n" for line in lines))
-        self._file = path.open("a")
-        self._writer = SummaryWriter(str(folder), purge_step=frames + 1, max_queue=100)
+    RETRY_SECONDS = 60.0
+
+    def __init__(self, folder: Path, frames: int, say: Callable[[str], object]):
+        self._path, self._say = folder / "metrics.jsonl", say
+        if self._path.exists():
+            lines = [line for line in self._path.read_text().splitlines() if _frames_of(line) <= frames]
+            text = "".join(line + "\n" for line in lines)
+            write_atomically(self._path, lambda target: target.write_text(text))
+        self._waiting = b""  # what is not written yet
+        self._failing = False
+        self._purge: int | None = frames + 1
+        self._writer: SummaryWriter | None = None
+        self._retry = -math.inf
 
     def add(self, scalars: dict[str, float], frames: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, frames)
         # JSON has no NaN; a value that is missing says as much.
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({"frames": frames, **values}) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({"frames": frames, **values}) + "\n").encode()
+        try:
+            self._write()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self._say(f"Cannot write {self._path} ({error.strerror}); its lines wait until it can be written.")
+            self._failing = True
+
+        def show(writer: SummaryWriter) -> None:
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, frames)
+
+        self._tensorboard(show)
 
     def add_video(self, name: str, frames: np.ndarray, step: int) -> None:
         """Frames (T, H, W, 3) uint8 for TensorBoard's images, where GIFs play."""
         image = Summary.Image(
             height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif(frames)
         )
-        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._tensorboard(lambda writer: writer._get_file_writer().add_summary(summary, step))
 
     def close(self) -> None:
-        self._file.close()
-        self._writer.close()
+        self._tensorboard(lambda writer: writer.close())
+
+    def _write(self) -> None:
+        """Unbuffered, so that it is known how much of a line a full disk took."""
+        with self._path.open("ab", buffering=0) as file:
+            while self._waiting:
+                self._waiting = self._waiting[file.write(self._waiting) :]
+
+    def _tensorboard(self, show: Callable[[SummaryWriter], object]) -> None:
+        """Give it something; a writer that fails is replaced after a while, and until then nothing is shown."""
+        if self._writer is None and time.monotonic() < self._retry:
+            return
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._path.parent), purge_step=self._purge, max_queue=100)
+                self._purge = None
+            show(self._writer)
+        except OSError as error:
+            self._writer, self._retry = None, time.monotonic() + self.RETRY_SECONDS
+            self._say(f"Cannot write for TensorBoard ({error.strerror}); what comes now is missing there.")
 
 
 def _frames_of(line: str) -> float:
@@ -151,7 +193,7 @@ class Logger:
         self._folder = folder
         self._config = config
         self._terminal = terminal
-        self._curves = Curves(folder, counters.frames)
+        self._curves = Curves(folder, counters.frames, terminal.say)
         self._scores = np.zeros(config.envs)
         self._lengths = np.zeros(config.envs, int)
         self._recent: deque[float] = deque(maxlen=10)
@@ -184,7 +226,7 @@ class Logger:
         if time.monotonic() - self._mark[0] > self._config.run.log_seconds:
             self.flush(counters)
 
-    def update(self, metrics: dict[str, torch.Tensor], counters: Counters) -> None:
+    def update(self, metrics: dict[str, torch.Tensor], batch: Batch, counters: Counters) -> None:
         """Add up the metrics of an update, on the device: reading each would make a GPU wait."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
@@ -211,6 +253,8 @@ class Logger:
         now = time.monotonic()
         seconds = max(now - self._mark[0], 1e-9)
         rows, updates = counters.rows - self._mark[1], counters.updates - self._mark[2]
+        if not rows and not self._updates:
+            return
         scalars = {}
         if self._updates:
             names = list(self._sums)
@@ -225,6 +269,21 @@ class Logger:
         self._curves.add(scalars, counters.frames)
         self._sums, self._updates = {}, 0
         self._mark = (now, counters.rows, counters.updates)
+
+    def get_state(self) -> dict[str, Any]:
+        """The scores of open and recent episodes, to go on from."""
+        return {
+            "scores": self._scores,
+            "lengths": self._lengths,
+            "recent": list(self._recent),
+            "episodes": self._episodes,
+            "skipped": self._skipped,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._scores, self._lengths = state["scores"].copy(), state["lengths"].copy()
+        self._recent.extend(state["recent"])
+        self._episodes, self._skipped = state["episodes"], state["skipped"]
 
     def close(self, counters: Counters) -> None:
         self.flush(counters)

@@ -1,5 +1,6 @@
 """A run from its folder to its last checkpoint: puts the parts together, says what it is about to do, and does it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,16 +11,18 @@ from typing import Any
 
 import torch
 
-from .agent import Agent
-from .checkpoint import RunFolder
+from . import snapshot
+from .agent import Agent, Memory
+from .checkpoint import CheckpointError, RunFolder
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds
 from .errors import UserMistake
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_freed_memory, total_memory, why_not_compile
 from .published import expectation
 from .replay import Replay, row_bytes
+from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
-from .train import Counters, progress, train
+from .train import Counters, train
 
 
 def start(config: Config, folder: RunFolder, environments: Any) -> None:
@@ -35,43 +38,51 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
-    counters = Counters(environments.repeat)
-    resumed = folder.has_checkpoint
     if folder.holds_run:
         check_spaces(folder, environments)
-    if resumed:
-        state = folder.load()
-        agent.load_state_dict(state["agent"])
-        counters = Counters(**state["counters"])
-    replay = _replay(config, agent, counters)
-    if resumed and counters.frames >= config.frames:
-        terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
-        return
-    if resumed:
-        folder.check_writable()
-        replay.generator.set_state(state["sampler"])
-        with terminal.waiting("Loading the replay"):
-            folder.load_replay(replay)
-        folder.write_config(config)
-    else:
-        folder.create(config, observation, action)
+    replay = _replay(config, agent, environments.repeat, folder.rows)
+    with folder.lock():
+        _train(config, folder, environments, agent, replay, terminal)
 
-    terminal.say(f"{'Continuing' if resumed else 'Training'} {config.task} in {folder.path}")
+
+def _train(
+    config: Config, folder: RunFolder, environments: Any, agent: Agent, replay: Replay, terminal: Terminal
+) -> None:
+    checkpoint, counters = folder.resume(terminal.say), Counters(environments.repeat)
+    state = checkpoint.state() if checkpoint else None
+    if state:
+        counters = Counters(**state["counters"])
+        if counters.frames >= config.frames:
+            terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
+            return
+    folder.describe(config, agent.observation_spec, agent.action_spec)
+    folder.check_writable()
+    terminal.say(f"{'Continuing' if state else 'Training'} {config.task} in {folder.path}")
     for line in describe(config, agent, replay, environments):
         terminal.say(f"  {line}")
     stop = _StopSignal()
+    logger = Logger(folder.path, config, terminal, counters)
+    memory = None
+    if checkpoint and state:
+        with terminal.waiting("Loading the replay"):
+            checkpoint.fill(replay)
+        memory = snapshot.restore(state, agent, replay, logger, environments)
+        if memory is None:
+            terminal.say("The open episodes cannot be gone on with: they end here, as at a time limit")
     _compile(agent, replay, terminal)
 
-    logger = Logger(folder.path, config, terminal, counters)
-    saver = _Saver(config, folder, agent, replay, counters)
+    saver = _Saver(config, folder, terminal, agent, replay, counters, logger, environments)
+    observers = (logger, Soundness(folder.path))
+    environments.on_restart = _Restarts(folder, terminal)
     try:
-        train(config, agent, environments, replay, counters, logger, saver.save, saver.due, stop)
+        train(config, agent, environments, replay, counters, observers, saver, stop, memory)
     except Exception as error:
-        terminal.say(f"Stopped by an error; its traceback is in {folder.write_failure(error)}")
+        with contextlib.suppress(OSError):
+            terminal.say(f"Stopped by an error; its traceback is in {folder.write_failure(error)}")
         raise
     finally:
         logger.close(counters)
-    saver.save()
+    saver.check()
     terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
     if counters.frames < config.frames:
         terminal.say(f"Go on:    dreamer train --run {folder.path}")
@@ -147,11 +158,11 @@ def size(count: int) -> str:
     return f"{number:.3g} {unit}"
 
 
-def _replay(config: Config, agent: Agent, counters: Counters) -> Replay:
+def _replay(config: Config, agent: Agent, repeat: int, seen: int) -> Replay:
     """As large as configured, but no larger than the run needs, and within half of the memory."""
     model = config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
-    rows = max(-(-config.frames // counters.repeat), counters.rows, config.envs * config.replay.length)
+    rows = max(-(-config.frames // repeat), seen, config.envs * config.replay.length)
     return Replay(
         agent.observation_spec,
         agent.action_spec.width,
@@ -197,20 +208,65 @@ def _removed_broken_library(error: Exception) -> bool:
 
 
 class _Saver:
-    """Writes checkpoints, now and then or when told to."""
+    """Writes checkpoints, now and then or when told to. One that cannot be written is said and tried again."""
 
-    def __init__(self, config: Config, folder: RunFolder, agent: Agent, replay: Replay, counters: Counters):
+    RETRY_SECONDS = 60.0
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        terminal: Terminal,
+        agent: Agent,
+        replay: Replay,
+        counters: Counters,
+        logger: Logger,
+        environments: Any,
+    ):
+        self._folder, self._terminal = folder, terminal
+        self._agent, self._replay, self._counters = agent, replay, counters
+        self._logger, self._environments = logger, environments
         self._seconds = config.run.checkpoint_seconds
-        self._folder, self._agent, self._replay, self._counters = folder, agent, replay, counters
-        self._last = time.monotonic()
+        self._next = time.monotonic() + self._seconds
+        self._error: OSError | None = None
 
     def due(self) -> bool:
-        return time.monotonic() - self._last > self._seconds
+        return time.monotonic() > self._next
 
-    def save(self) -> None:
-        state = progress(self._counters, self._agent) | {"sampler": self._replay.generator.get_state()}
-        self._folder.save(state, self._replay)
-        self._last = time.monotonic()
+    def save(self, memory: Memory | None) -> None:
+        self._logger.flush(self._counters)  # so that the curves of a run that goes on from here miss nothing
+        state = snapshot.take(self._agent, self._replay, self._counters, self._logger, self._environments, memory)
+        try:
+            self._folder.save(state, self._replay)
+            self._error = None
+        except OSError as error:
+            self._error = error
+            self._terminal.say(
+                f"Cannot save a checkpoint in {self._folder.path} ({error.strerror}); the last one stays, and the next "
+                f"try is in {self.RETRY_SECONDS:.0f} s"
+            )
+        self._next = time.monotonic() + (self.RETRY_SECONDS if self._error else self._seconds)
+
+    def check(self) -> None:
+        """Raise CheckpointError if the last checkpoint could not be written."""
+        if self._error:
+            raise CheckpointError(
+                f"the end of the run could not be saved in {self._folder.path} ({self._error.strerror}); make room, or "
+                "give back the permission, and run the same command again: it goes on from the last checkpoint"
+            )
+
+
+class _Restarts:
+    """Says that an environment failed and is made anew, and keeps why."""
+
+    def __init__(self, folder: RunFolder, terminal: Terminal):
+        self._folder, self._terminal = folder, terminal
+
+    def __call__(self, error: Exception) -> None:
+        words = str(error).rstrip(".")
+        with contextlib.suppress(OSError):
+            words += f"; its traceback is in {self._folder.write_failure(error)}"
+        self._terminal.say(f"{words[0].upper()}{words[1:]}. Made anew; its episode ends here, as at a time limit")
 
 
 class _StopSignal:

@@ -1,13 +1,13 @@
 """The training loop."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from .agent import Agent
+from .agent import Agent, Memory
 from .config import Config
 from .replay import Batch, Replay, Transition
 
@@ -42,9 +42,17 @@ class Observer(Protocol):
 
     def rows(self, rows: Rows, counters: "Counters") -> None: ...
 
-    def update(self, metrics: dict[str, torch.Tensor], counters: "Counters") -> None: ...
+    def update(self, metrics: dict[str, torch.Tensor], batch: Batch, counters: "Counters") -> None: ...
 
     def show(self, agent: Agent, batch: Batch, counters: "Counters") -> None: ...  # a picture, now and then
+
+
+class Saver(Protocol):
+    """Whoever writes checkpoints."""
+
+    def due(self) -> bool: ...
+
+    def save(self, memory: Memory | None) -> None: ...  # what the policy carries; None if all episodes are lost
 
 
 @dataclass
@@ -89,25 +97,28 @@ def train(
     environments: Environments,
     replay: Replay,
     counters: Counters,
-    observer: Observer,
-    save: Callable[[], None],
-    save_due: Callable[[], bool],
+    observers: Sequence[Observer],
+    saver: Saver,
     stopped: Callable[[], bool],
+    memory: Memory | None = None,
 ) -> None:
-    """Collect and learn, in turns, until `config.frames` are seen or `stopped` says so.
+    """Collect and learn, in turns, until `config.frames` are seen or `stopped` says so; then save.
+
+    Args:
+        memory: what the policy carries, of a run that goes on in mid-episode; None where all episodes begin.
 
     Raises:
-        Exception: whatever an environment raised, after a checkpoint.
+        Exception: whatever an environment raised, after a checkpoint; whatever an observer raised.
     """
     count = len(environments)
     schedule = Schedule(config, counters)
-    memory = agent.start(count)
+    memory = memory or agent.start(count)
     actions = memory.action.cpu().numpy()
     while counters.frames < config.frames and not stopped():
         try:
             rows = environments.step(agent.action_spec.to_environment(actions))
         except Exception:
-            save()  # nothing is half done here: what was learned so far is kept
+            saver.save(None)  # nothing is half done here: what was learned so far is kept
             raise
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
@@ -115,18 +126,21 @@ def train(
         # Fetched before learning: the environments' next actions do not wait for a GPU that learns.
         actions = memory.action.cpu().numpy()
         counters.rows += count
-        observer.rows(rows, counters)
+        for observer in observers:
+            observer.rows(rows, counters)
 
         for _ in range(schedule.due(count, replay.starts)):
             batch, windows = replay.sample(config.replay.batch)
             metrics, posterior = agent.update(batch)
             replay.refresh(windows, posterior)
             counters.updates += 1
-            observer.update(metrics, counters)
-            observer.show(agent, batch, counters)
+            for observer in observers:
+                observer.update(metrics, batch, counters)
+                observer.show(agent, batch, counters)
 
-        if save_due():
-            save()
+        if saver.due():
+            saver.save(memory)
+    saver.save(memory)
 
 
 def tensors(rows: Rows) -> dict[str, Any]:
@@ -138,8 +152,3 @@ def tensors(rows: Rows) -> dict[str, Any]:
         "is_last": torch.from_numpy(rows.is_last),
         "is_terminal": torch.from_numpy(rows.is_terminal),
     }
-
-
-def progress(counters: Counters, agent: Agent) -> dict[str, Any]:
-    """All that a run needs to go on, besides the replay and what samples from it."""
-    return {"counters": asdict(counters), "agent": agent.state_dict()}

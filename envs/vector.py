@@ -15,13 +15,15 @@ every stream:
 No environment may reset itself: its first observation would be taken for the last one's successor.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import TaskError
-from .workers import Factory, Local, Worker
+from .errors import EnvironmentFailed, TaskError
+from .workers import Factory, Local, Outcome, Worker
 
 
 class Rows(NamedTuple):
@@ -39,16 +41,28 @@ class Vector:
 
     factories: each makes an environment as `make` returns it; see `Worker` for what processes ask of them.
     seeds: one for each, used at its first reset only. processes: the rows are the same either way; see
-    `steps_in_processes` for when it is faster.
+    `steps_in_processes` for when it is faster. restarts: how often in one episode an environment that fails is
+    closed and made anew. Its episode ends there, as at a time limit: the answer is a row that `is_first`.
+    patience: seconds to wait for an environment in a process of its own before it has failed.
 
     Raises TaskError if an environment resets itself, or if the spaces differ; EnvironmentFailed and WorkerDied as
-    `Local` and `Worker` do.
+    `Local` and `Worker` do, once the restarts are used up.
     """
 
-    def __init__(self, factories: Sequence[Factory], seeds: Sequence[int], processes: bool = False):
+    def __init__(
+        self,
+        factories: Sequence[Factory],
+        seeds: Sequence[int],
+        processes: bool = False,
+        restarts: int = 0,
+        patience: float = math.inf,
+    ):
         assert len(factories) == len(seeds) > 0, "one seed for each environment, and one at least"
         self._factories = list(factories)
-        self._processes = processes
+        self._processes, self._patience = processes, patience
+        self._restarts = restarts
+        self._failures = [0] * len(factories)  # of each, since it last ended an episode well
+        self.on_restart: Callable[[EnvironmentFailed], object] = lambda error: None
         self._envs: list[Local | Worker] = []
         try:
             for index in range(len(self._factories)):
@@ -63,6 +77,7 @@ class Vector:
         self._seeds = [int(seed) for seed in seeds]
         self._needs_reset = np.ones(len(self), bool)
         self._is_seeded = np.zeros(len(self), bool)
+        self._made_anew = 0  # environments so far; none begins like another
         self.observation_space, self.action_space, self.repeat, self.notes, _ = facts[0]
         self.can_save_state = all(fact.can_save_state for fact in facts)
 
@@ -90,16 +105,40 @@ class Vector:
             else:
                 answers.append(env.ask("step", {key: action[i] for key, action in actions.items()}))
         for i, answer in enumerate(answers):
-            values, reward, terminated, truncated = answer()
+            values, reward, terminated, truncated = self._outcome(i, answer)
             rows.is_first[i] = self._needs_reset[i]
             rows.reward[i] = reward
             rows.is_terminal[i] = terminated
             rows.is_last[i] = terminated or truncated
             self._is_seeded[i] = True
             self._needs_reset[i] = rows.is_last[i]
+            if rows.is_last[i]:
+                self._failures[i] = 0
             for key, target in observation.items():
                 target[i] = values[key]
         return rows
+
+    def _outcome(self, i: int, answer: Callable[[], Outcome]) -> Outcome:
+        """The answer of environment i, or the first row of the one that takes its place."""
+        while True:
+            try:
+                return answer()
+            except EnvironmentFailed as error:
+                if self._failures[i] >= self._restarts:
+                    raise
+                self._failures[i] += 1
+                self._needs_reset[i] = True
+                self.on_restart(error)
+                answer = functools.partial(self._make_anew, i)
+
+    def _make_anew(self, i: int) -> Outcome:
+        self._envs[i].close()
+        self._envs[i] = self._open(i)
+        if self._envs[i].facts[:2] != (self.observation_space, self.action_space):
+            raise TaskError("The environment that was made anew differs in its spaces from the one that failed.")
+        self._made_anew += 1
+        seed = np.random.SeedSequence((self._seeds[i], self._made_anew)).generate_state(1)
+        return self._envs[i].reset(int(seed[0]))
 
     def render(self, index: int) -> np.ndarray | None:
         """A picture (H, W, 3) uint8 of one environment, None if it draws none."""
@@ -133,4 +172,6 @@ class Vector:
 
     def _open(self, index: int) -> Local | Worker:
         name = f"environment {index + 1} of {len(self._factories)}"
-        return (Worker if self._processes else Local)(self._factories[index], name)
+        if self._processes:
+            return Worker(self._factories[index], name, self._patience)
+        return Local(self._factories[index], name)

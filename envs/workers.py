@@ -19,8 +19,10 @@ imports, and all that it does where it has no `if __name__ == "__main__"`.
 
 import contextlib
 import functools
+import math
 import os
 import pickle
+import selectors
 import signal
 import subprocess
 import sys
@@ -43,7 +45,7 @@ Factory = Callable[[], gymnasium.Env[Any, Any]]
 
 
 class WorkerDied(EnvironmentFailed):
-    """The process of an environment has ended, so that there is no answer from it any more."""
+    """The process of an environment has ended, or was ended since it took too long: it answers no more."""
 
 
 class Facts(NamedTuple):
@@ -160,7 +162,8 @@ class Worker:
     """An environment in a process of its own, as `Local` otherwise.
 
     factory: is sent there, so it must be picklable and not defined in the main script; its modules are looked
-    for where this process would find them now. name: of the environment, for messages.
+    for where this process would find them now. name: of the environment, for messages. patience: seconds to wait for
+    an answer, once it is made, where the system can wait for a limited time.
 
     The constructor does not wait. `facts` and the answers raise
         TaskError            as `Local` does
@@ -168,8 +171,8 @@ class Worker:
         WorkerDied           when the process has ended: close this and make another one
     """
 
-    def __init__(self, factory: Factory, name: str = "the environment"):
-        self.name = name
+    def __init__(self, factory: Factory, name: str = "the environment", patience: float = math.inf):
+        self.name, self._patience = name, patience
         try:
             pickled = pickle.dumps(factory)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -185,7 +188,7 @@ class Worker:
 
     @functools.cached_property
     def facts(self) -> Facts:
-        return self._answer()
+        return self._answer(math.inf)
 
     def ask(self, method: str, *arguments: Any) -> Callable[[], Any]:
         """Sends a question; returns what waits for the answer. Ask again only once that has been called.
@@ -196,10 +199,10 @@ class Worker:
         _ = self.facts
         if self._is_unread:
             with contextlib.suppress(TaskError):
-                self._answer()
+                self._answer(self._patience)
         self._process.send((method, arguments))
         self._is_unread = True
-        return self._answer
+        return functools.partial(self._answer, self._patience)
 
     def reset(self, seed: int | None) -> Outcome:
         return self.ask("reset", seed)()
@@ -223,7 +226,10 @@ class Worker:
     def close(self) -> None:
         self._end()
 
-    def _answer(self) -> Any:
+    def _answer(self, patience: float) -> Any:
+        if not self._process.answers_within(patience):
+            self._process.kill()
+            raise WorkerDied(f"{self.name} did not answer within {patience:g} s.")
         try:
             kind, value = self._process.receive()
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -266,8 +272,19 @@ class _Process:
             self._questions.write(data)
             self._questions.flush()
 
+    def answers_within(self, seconds: float) -> bool:
+        """Wait for the beginning of an answer, or for the end of the process."""
+        if math.isinf(seconds) or sys.platform == "win32":  # which cannot wait for pipes
+            return True
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            return bool(selector.select(seconds))
+
     def receive(self) -> Any:
         return pickle.load(self._answers)
+
+    def kill(self) -> None:
+        self._popen.kill()
 
     def ending(self) -> str:
         """How it ended, for a message, once it cannot be understood any more."""

@@ -1,15 +1,21 @@
+import hashlib
+import itertools
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
-from dreamer.checkpoint import CheckpointError, RunFolder, write_atomically
+from dreamer import snapshot
+from dreamer.checkpoint import CheckpointError, RunFolder, arrays, plain, write_atomically, write_tensors
 from dreamer.config import make_config
 from dreamer.errors import UserMistake
-from dreamer.train import Counters, progress, train
+from dreamer.train import Counters, train
 
 
 class Run:
@@ -22,7 +28,7 @@ class Run:
         self.folder = RunFolder(path)
 
     def create(self):
-        self.folder.create(self.config, self.agent.observation_spec, self.agent.action_spec)
+        self.folder.describe(self.config, self.agent.observation_spec, self.agent.action_spec)
         return self
 
     def play(self, rows):
@@ -30,21 +36,23 @@ class Run:
         frames = self.counters.rows + rows * self.config.envs
         config = make_config(self.config.task, settings=[], frames=frames)
         config = type(config)(**{**vars(self.config), "frames": frames})
-        nothing, never = (lambda: None), (lambda: False)
-        train(config, self.agent, self.vector, self.replay, self.counters, tiny.Silent(), nothing, never, never)
+        observers = [tiny.Silent()]
+        train(config, self.agent, self.vector, self.replay, self.counters, observers, tiny.Unsaved(), tiny.never)
         return self
 
     def save(self):
-        sampler = {"sampler": self.replay.generator.get_state()}
-        self.folder.save(progress(self.counters, self.agent) | sampler, self.replay)
+        state = snapshot.take(self.agent, self.replay, self.counters, tiny.Silent(), self.vector, None)
+        self.folder.save(state, self.replay)
         return self
 
     def load(self):
-        state = self.folder.load()
-        self.agent.load_state_dict(state["agent"])
+        said = []
+        checkpoint = self.create().folder.resume(said.append)
+        self.said = said
+        state = checkpoint.state()
+        checkpoint.fill(self.replay)
+        assert snapshot.restore(state, self.agent, self.replay, tiny.Silent(), self.vector) is None
         self.counters = Counters(**state["counters"])
-        self.replay.generator.set_state(state["sampler"])
-        self.folder.load_replay(self.replay)
         return self
 
     @property
@@ -111,29 +119,31 @@ def test_what_describes_a_run(tmp_path):
     assert run.folder.has_checkpoint
 
 
-def test_rows_are_written_once_and_dropped_when_overwritten(tmp_path):
+def test_rows_are_written_once_and_dropped_when_no_checkpoint_needs_them(tmp_path):
     run = Run(tmp_path, capacity=50).create().play(15).save()
+    assert run.files == ["latents-15.pt", "rows-0-15.pt"]
     first = (tmp_path / "replay" / "rows-0-15.pt").stat()
     run.play(15).save().play(15).save()
-    assert run.files == ["latents-45.pt", "rows-0-15.pt", "rows-15-30.pt", "rows-30-45.pt"]
+    assert run.files == ["latents-30.pt", "latents-45.pt", "rows-0-15.pt", "rows-15-30.pt", "rows-30-45.pt"]
+    assert sorted(path.name for path in tmp_path.glob("state-*")) == ["state-30.pt", "state-45.pt"]
     again = (tmp_path / "replay" / "rows-0-15.pt").stat()
     assert (first.st_ino, first.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
-    run.save()
-    assert run.files == ["latents-45.pt", "rows-0-15.pt", "rows-15-30.pt", "rows-30-45.pt"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    run.save()  # nothing has happened since
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     run.play(15).save()  # rows 10..59 are held
     assert "rows-0-15.pt" in run.files
     same_replay(run, Run(tmp_path, capacity=50).load())
-    run.play(4).save()  # rows 14..63 are held: one of the first file
+    run.play(5).save()  # rows 15..64 are held, but the checkpoint before needs 10..14
     assert "rows-0-15.pt" in run.files
     run.play(1).save()
     assert "rows-0-15.pt" not in run.files
-    run.play(10).save()  # rows 25..74 are held
-    pieces = ["rows-15-30.pt", "rows-30-45.pt", "rows-45-60.pt", "rows-60-64.pt", "rows-64-65.pt", "rows-65-75.pt"]
-    assert run.files == ["latents-75.pt", *pieces]
     same_replay(run, Run(tmp_path, capacity=50).load())
     run.play(70).save()  # all that was saved before is overwritten, and some that never was
-    assert run.files == ["latents-145.pt", "rows-95-145.pt"]
+    assert {"latents-136.pt", "rows-86-136.pt"} < set(run.files)
     same_replay(run, Run(tmp_path, capacity=50).load())
+    run.play(1).save()
+    assert run.files == ["latents-136.pt", "latents-137.pt", "rows-136-137.pt", "rows-86-136.pt"]
 
 
 def test_a_run_that_was_continued_can_be_saved_and_continued_again(tmp_path):
@@ -165,7 +175,7 @@ def test_the_same_weights_can_be_read_without_the_replay(tmp_path):
     for path in (tmp_path / "replay").iterdir():
         path.unlink()
     again = Run(tmp_path)
-    again.agent.load_state_dict(again.folder.load()["agent"])
+    again.agent.load_state_dict(again.folder.newest().state()["agent"])
     same_agent(run, again)
 
 
@@ -185,34 +195,104 @@ def fail_at(monkeypatch, name):
     monkeypatch.setattr(torch, "save", save)
 
 
-@pytest.mark.parametrize("name", ["rows", "latents", "checkpoint"])
+@pytest.mark.parametrize("name", ["replay/rows", "replay/latents", "state"])
 def test_an_interrupted_save_leaves_the_last_checkpoint(tmp_path, monkeypatch, name):
     run = Run(tmp_path, capacity=50).create().play(30).save()
-    expected = Run(tmp_path, capacity=50).load()
+    expected, files = Run(tmp_path, capacity=50).load(), run.files
     with monkeypatch.context() as patch:
-        fail_at(patch, name)
+        fail_at(patch, name.rpartition("/")[2])
         with pytest.raises(OSError, match="No space"):
             run.play(30).save()
-    assert Run(tmp_path, capacity=50).folder.load()["counters"]["rows"] == 30
+    assert run.files == files, "what cannot be used takes no place on a full disk"
     again = Run(tmp_path, capacity=50).load()
+    assert again.counters.rows == 30 and not again.said
     same_agent(expected, again)
     same_replay(expected, again)
-    # What the interrupted save left behind does not get in the way of other rows with the same numbers.
     again.play(35).save()
     same_replay(again, Run(tmp_path, capacity=50).load())
 
 
+def test_the_run_goes_on_after_a_save_that_failed(tmp_path, monkeypatch):
+    run = Run(tmp_path).create().play(30).save()
+    with monkeypatch.context() as patch:
+        fail_at(patch, "state")
+        with pytest.raises(OSError, match="No space"):
+            run.play(30).save()
+    run.play(10).save()
+    again = Run(tmp_path).load()
+    assert again.counters.rows == 70
+    same_replay(run, again)
+
+
+def copies(run, monkeypatch):
+    """The folder as a process that is killed before each renaming of a file, and after the last, leaves it."""
+    real, folder, number = Path.replace, run.folder.path, itertools.count()
+
+    def replace(source, target):
+        shutil.copytree(folder, folder.with_name(f"killed {next(number)}"))
+        return real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        run.save()
+    return sorted(folder.parent.glob("killed *")) + [folder]
+
+
+def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run", capacity=50).create().play(20).save().play(20).save()
+    before = Run(tmp_path / "run", capacity=50).load()
+    folders = copies(run.play(20), monkeypatch)
+    assert len(folders) == 6  # rows, latents, state, the lists of both checkpoints; and done
+    for folder in folders:
+        again = Run(folder, capacity=50).load()
+        expected = run if folder == folders[-1] else before
+        assert not again.said and again.counters == expected.counters
+        same_agent(expected, again)
+        same_replay(expected, again)
+        again.play(25).save().play(25).save()
+        same_replay(again, Run(folder, capacity=50).load())
+        assert not list(folder.rglob("*.partial"))
+
+
 def test_a_first_save_that_was_interrupted_does_no_harm(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        fail_at(patch, "checkpoint")
+        fail_at(patch, "state")
         with pytest.raises(OSError, match="No space"):
             Run(tmp_path).create().play(30).save()
     assert not RunFolder(tmp_path).has_checkpoint
+    assert RunFolder(tmp_path).resume(print) is None
     # So the run begins anew in this folder, with other rows.
     run = Run(tmp_path, seed=3).create().play(20).save()
     same_replay(run, Run(tmp_path).load())
     run.play(20).save()
     same_replay(run, Run(tmp_path).load())
+
+
+def test_a_folder_that_is_removed_is_written_anew(tmp_path):
+    run = Run(tmp_path / "run", capacity=50).create().play(40).save()
+    shutil.rmtree(tmp_path / "run")
+    run.play(30).save()
+    again = Run(tmp_path / "run", capacity=50).load()
+    assert again.folder.config() == run.config
+    same_replay(run, again)
+    same_agent(run, again)
+
+
+def test_a_folder_can_be_moved(tmp_path):
+    run = Run(tmp_path / "here").create().play(40).save()
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    same_replay(run, Run(tmp_path / "there").load())
+
+
+def test_one_process_at_a_time(tmp_path):
+    with RunFolder(tmp_path / "run").lock():
+        second = RunFolder(tmp_path / "run").lock()
+        with pytest.raises(CheckpointError, match=rf"is in use: process {os.getpid()} on .* trains there; stop it"):
+            second.__enter__()
+        with RunFolder(tmp_path / "other").lock():
+            pass
+    with RunFolder(tmp_path / "run").lock():
+        pass
 
 
 def test_files_are_replaced_whole(tmp_path):
@@ -251,29 +331,33 @@ def harmful(path, content):
     return mark
 
 
+def sign(folder, name):
+    """Make a file the one that the newest checkpoint names."""
+    path = folder / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        lambda path, trap: torch.save({"version": 1, "state": trap, "replay": {}}, path),
+        lambda path, trap: torch.save({"state": trap, "replay": {}}, path),
         lambda path, trap: torch.save(trap, path, _use_new_zipfile_serialization=False),
         lambda path, trap: path.write_bytes(pickle.dumps(trap)),
     ],
 )
+@pytest.mark.parametrize("name", ["state-10.pt", "replay/rows-0-10.pt", "replay/latents-10.pt"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_code_in_a_checkpoint_is_not_executed(tmp_path, content):
-    run = Run(tmp_path).create()
-    mark = harmful(tmp_path / "checkpoint.pt", content)
-    with pytest.raises(CheckpointError, match="checkpoint.pt is not a readable checkpoint") as error:
-        run.folder.load()
-    assert "\n" not in str(error.value)
-    assert not mark.exists()
-
-
-def test_code_in_saved_rows_is_not_executed(tmp_path):
+def test_code_in_a_checkpoint_is_not_executed(tmp_path, name, content):
     run = Run(tmp_path).create().play(10).save()
-    mark = harmful(tmp_path / "replay" / "rows-0-10.pt", lambda path, trap: torch.save({"reward": trap}, path))
-    with pytest.raises(CheckpointError, match="rows-0-10.pt"):
-        run.folder.load_replay(run.replay)
+    mark = harmful(tmp_path / name, content)
+    sign(tmp_path, name)
+    checkpoint = RunFolder(tmp_path).newest(with_replay=True)
+    with pytest.raises(CheckpointError, match=f"{name} is not a readable checkpoint") as error:
+        checkpoint.state()
+        checkpoint.fill(run.replay)
+    assert "\n" not in str(error.value)
     assert not mark.exists()
 
 
@@ -295,58 +379,96 @@ def broken(content, length):
         yield b"\x80\x02" + bytes([first]) + b"."
 
 
+@pytest.mark.parametrize("name", ["state-24.pt", "replay/rows-12-24.pt", "replay/latents-24.pt", "checkpoint.json"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_damaged_checkpoint_is_a_plain_error(tmp_path):
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, name):
     run = Run(tmp_path).create().play(12).save()
-    path = tmp_path / "checkpoint.pt"
+    before = Run(tmp_path).load()
+    run.play(12).save()
+    path = tmp_path / name
     content = path.read_bytes()
-    for wrong in broken(content, len(content)):
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for wrong in (*broken(content.rstrip(), len(content.rstrip())), bytes(flipped)):
         path.write_bytes(wrong)
-        with pytest.raises(CheckpointError, match="checkpoint.pt") as error:
-            run.folder.load()
-        assert "\n" not in str(error.value), wrong[:20]
+        said = []
+        found = RunFolder(tmp_path).newest(with_replay=True, say=said.append)
+        assert found.state()["counters"]["rows"] == 12, wrong[:20]
+        assert len(said) == 1 and "the checkpoint before it is used" in said[0]
+        assert str(path) in said[0] or path.name == "checkpoint.json", "a wrong hash looks like a wrong file"
+        assert "\n" not in said[0]
+    path.unlink()
+    again = Run(tmp_path).load()
+    same_agent(before, again)
+    same_replay(before, again)
+    # From here on the damaged one is not taken for the one before.
+    again.play(12).save()
+    (tmp_path / "state-24.pt").write_bytes(b"")
+    assert Run(tmp_path).load().counters.rows == 12
+    # The replay is not needed to act.
+    (tmp_path / "replay" / "rows-0-12.pt").unlink()
+    assert RunFolder(tmp_path).newest(say=said.append).state()["counters"]["rows"] == 12
+    with pytest.raises(CheckpointError, match="is damaged: it is not what was saved|missing"):
+        RunFolder(tmp_path).newest(with_replay=True)
 
 
-@pytest.mark.parametrize("content", [5, [1], {}, {"model": {}}, {"version": 1}, {"version": 1, "state": {}}, None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "5",
+        "[1]",
+        "{}",
+        '{"format": 2}',
+        '{"format": 2, "counters": {}}',
+        '{"format": 2, "counters": {}, "files": 5}',
+        "\x00",
+    ],
+)
 def test_a_foreign_checkpoint_is_a_plain_error(tmp_path, content):
     run = Run(tmp_path).create()
-    torch.save(content, tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="was not written by this program"):
-        run.folder.load()
-    with pytest.raises(CheckpointError, match="was not written by this program"):
-        run.folder.load_replay(run.replay)
+    (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(CheckpointError, match="was not written by this program|is damaged") as error:
+        run.folder.newest()
+    assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_of_another_version_says_so(tmp_path):
+def test_a_checkpoint_of_another_format_says_so(tmp_path):
     run = Run(tmp_path).create()
-    torch.save({"version": 99, "state": {}, "replay": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match=r"has format 99, this program reads 1.*versions\.json"):
-        run.folder.load()
+    (tmp_path / "checkpoint.json").write_text('{"format": 99, "counters": {}, "files": {}}')
+    with pytest.raises(CheckpointError, match=r"has format 99, this program reads 2.*versions\.json"):
+        run.folder.resume(print)
 
 
-@pytest.mark.parametrize("missing", ["checkpoint.pt", "replay/latents-45.pt"])
+def test_no_checkpoint_yet(tmp_path):
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        Run(tmp_path).create().folder.newest()
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["state-45.pt", "replay/latents-45.pt", "replay/rows-0-15.pt", "replay/rows-15-30.pt", "replay/rows-30-45.pt"],
+)
 def test_a_missing_file_is_named(tmp_path, missing):
-    run = Run(tmp_path).create().play(45).save()
-    (tmp_path / missing).unlink()
-    with pytest.raises(CheckpointError, match=missing.rpartition("/")[2] + " is missing"):
-        run.folder.load_replay(run.replay)
-
-
-@pytest.mark.parametrize("missing", ["rows-0-15.pt", "rows-15-30.pt", "rows-30-45.pt"])
-def test_missing_rows_are_not_replaced_by_others(tmp_path, missing):
     Run(tmp_path).create().play(15).save().play(15).save().play(15).save()
-    (tmp_path / "replay" / missing).unlink()
-    again = Run(tmp_path)
-    for value in again.replay.data.values():
-        value.fill_(1)
-    try:
-        again.load()
-    except CheckpointError as error:
-        assert "rows" in str(error)
-    else:  # the oldest may be missing: then the rest is served
-        assert missing == "rows-0-15.pt" and again.replay.oldest == 15
-        same = again.replay.sample(100)[0].observation["where"][..., 1]
-        assert set(same.flatten().tolist()) <= set(range(16, 45))
+    (tmp_path / "previous.json").unlink()
+    (tmp_path / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"{missing} is missing"):
+        Run(tmp_path).load()
+
+
+def test_arrays_survive_as_tensors(tmp_path):
+    state = {
+        "key": np.arange(3, dtype=np.uint32),
+        "deep": {"console": b"\x00\xff", "large": 2**127, "list": [np.zeros((0, 2)), np.array(True)]},
+        "number": np.float64(0.1),
+        "none": None,
+    }
+    write_tensors(tmp_path / "state.pt", plain(state))
+    read = arrays(torch.load(tmp_path / "state.pt", weights_only=True))
+    np.testing.assert_equal(read, state)
+    assert read["key"].dtype == np.uint32 and read["deep"]["list"][0].shape == (0, 2)
 
 
 def test_a_file_where_a_folder_should_be(tmp_path):

@@ -58,7 +58,7 @@ def python(*arguments, cwd=None):
 
 
 def counters(folder):
-    return RunFolder(folder).load()["counters"]
+    return RunFolder(folder).newest().state()["counters"]
 
 
 def metrics(folder):
@@ -118,7 +118,8 @@ def test_a_run_is_a_folder_with_everything(trained):
         "versions.json",
         "metrics.jsonl",
         "events.out",
-        "checkpoint.pt",
+        "checkpoint.json",
+        "state-60.pt",
         "replay",
     }
     config = json.loads((folder / "config.json").read_text())
@@ -168,9 +169,9 @@ def test_a_run_is_continued_by_its_folder_alone(run):
 
 
 def test_a_run_that_is_done_stays_as_it_is(run):
-    before = RunFolder(run).load()
+    before = RunFolder(run).newest().state()
     result = works("train", "--run", run)
-    after = RunFolder(run).load()
+    after = RunFolder(run).newest().state()
     assert before["counters"] == after["counters"] and "Go on" not in result.stderr
     assert torch.equal(before["agent"]["generator"], after["agent"]["generator"])
     assert torch.equal(before["sampler"], after["sampler"])
@@ -296,7 +297,7 @@ def test_a_signal_leaves_a_checkpoint(tmp_path, name):
         while not (folder / "metrics.jsonl").exists() or metrics_so_far(folder) < 2:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        assert not (folder / "checkpoint.pt").exists()
+        assert not (folder / "checkpoint.json").exists()
         process.send_signal(getattr(signal, name))
         output, errors = process.communicate(timeout=30)
     finally:
@@ -353,10 +354,12 @@ def test_evaluation_needs_a_checkpoint(run, tmp_path):
     assert "holds no run" in mistake("evaluate", tmp_path / "nothing")
     assert "is a file" in mistake("evaluate", tmp_path / "file")
     assert "give 1 or more" in mistake("evaluate", run, "--episodes", 0)
-    (run / "checkpoint.pt").write_bytes(b"PK")
-    assert "checkpoint.pt is not a readable checkpoint" in mistake("evaluate", run)
-    (run / "checkpoint.pt").unlink()
-    assert "checkpoint.pt is missing" in mistake("evaluate", run)
+    (run / "state-60.pt").write_bytes(b"PK")
+    assert "state-60.pt is damaged: it is not what was saved" in mistake("evaluate", run)
+    (run / "state-60.pt").unlink()
+    assert "state-60.pt is missing" in mistake("evaluate", run)
+    (run / "checkpoint.json").unlink()
+    assert "has no checkpoint yet" in mistake("evaluate", run)
 
 
 # Mistakes ------------------------------------------------------------------------------------------------
@@ -568,17 +571,32 @@ def test_environments_that_cannot_be_used(own, tmp_path, name, named, count):
 )
 def test_an_environment_that_fails_later_costs_nothing(own, tmp_path, name, named):
     folder = tmp_path / "run"
-    result = dreamer("train", "--env", f"my_worlds:{name}", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 500)
+    arguments = ["--env", f"my_worlds:{name}", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 500]
+    result = dreamer("train", *arguments, "--set", "run.restarts=0")
     assert result.exit_code == 2 and "Traceback" not in result.stderr
     assert named in result.stderr.splitlines()[-1]
-    assert f"its traceback is in {folder / 'failure.txt'}" in result.stderr
-    assert "Traceback" in (folder / "failure.txt").read_text()
+    assert f"its traceback is in {folder / 'failures.txt'}" in result.stderr
+    assert "Traceback" in (folder / "failures.txt").read_text()
     # The check took 3 of the 30 steps; the rest took 4 resets.
     assert counters(folder)["rows"] >= 31 and counters(folder)["updates"] > 0
     assert len(json.loads(works("evaluate", folder, "--episodes", 1, "--json").stdout)["scores"]) == 1
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "spaces.json"])
+def test_an_environment_that_fails_now_and_then_is_made_anew(own, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["--env", "my_worlds:Later", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 100]
+    result = works("train", *arguments)
+    said = [line for line in result.stderr.splitlines() if "Made anew; its episode ends here" in line]
+    assert len(said) == 3 and "Environment 1 of 1 raised RuntimeError in step: out of fuel (/" in said[0]
+    assert (folder / "failures.txt").read_text().count("RuntimeError: out of fuel\n") == 3
+    assert counters(folder)["rows"] == 100
+    (rows,) = (folder / "replay").glob("rows-*.pt")
+    rows = {key: value[0] for key, value in torch.load(rows, weights_only=True).items()}
+    follows = torch.nonzero(rows["is_first"][1:]).squeeze(1)
+    assert rows["is_last"][follows].all() and not rows["is_terminal"].any()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "state-60.pt", "config.json", "spaces.json"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", b"import os; os.remove('x')"])
 def test_a_damaged_run_is_refused_and_left_alone(run, name, content):
     (run / name).write_bytes(content)
@@ -661,11 +679,6 @@ def test_an_environment_that_draws_nothing_is_filmed_by_what_it_sees(tmp_path):
         assert picture.size == (48, 48) and picture.n_frames > 1
 
 
-def test_a_pickle_of_somebody_else_is_not_opened(run):
-    torch.save({"version": 1, "state": Path("x"), "replay": {}}, run / "checkpoint.pt")
-    assert "is not a readable checkpoint" in mistake("evaluate", run)
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder where nobody may write")
 def test_a_folder_without_permission_to_write():
     assert "cannot write to /proc/runs" in mistake(*CARTPOLE, "--run", "/proc/runs")
@@ -690,10 +703,10 @@ def test_somebody_else_s_envs_may_be_a_single_file(tmp_path, monkeypatch):
 
 
 def test_a_finished_run_says_so_and_does_nothing(run):
-    before = (run / "checkpoint.pt").read_bytes()
+    before = (run / "checkpoint.json").read_bytes()
     result = works("train", "--run", run)
     assert "give more --frames to go on" in result.stderr
-    assert (run / "checkpoint.pt").read_bytes() == before
+    assert (run / "checkpoint.json").read_bytes() == before
 
 
 def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ class Watched:
 
     def update(self, **metrics):
         self.counters.updates += 1
-        self.logger.update({name: torch.tensor(value) for name, value in metrics.items()}, self.counters)
+        self.logger.update({name: torch.tensor(value) for name, value in metrics.items()}, None, self.counters)
 
     def close(self):
         self.logger.close(self.counters)
@@ -140,7 +140,7 @@ def test_metrics_are_not_changed_under_the_hands_of_the_agent(tmp_path):
     value = torch.tensor(1.0)
     for _ in range(3):
         watched.counters.updates += 1
-        watched.logger.update({"loss": value}, watched.counters)
+        watched.logger.update({"loss": value}, None, watched.counters)
     assert value == 1
     watched.close()
     assert lines(tmp_path)[-1]["loss"] == 1
@@ -161,14 +161,14 @@ def test_there_is_no_nan_in_json(tmp_path):
 
 
 def test_a_run_that_is_continued_drops_what_came_after_its_checkpoint(tmp_path):
-    curves = Curves(tmp_path, 0)
+    curves = Curves(tmp_path, 0, print)
     for frames in (100, 200, 300, 400):
         curves.add({"score": frames / 10}, frames)
     curves.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"frames": 500, "sco')
     age(tmp_path)
-    curves = Curves(tmp_path, 250)
+    curves = Curves(tmp_path, 250, print)
     curves.add({"score": 33.0}, 300)
     curves.close()
     assert [(line["frames"], line["score"]) for line in lines(tmp_path)] == [(100, 10), (200, 20), (300, 33)]
@@ -176,21 +176,21 @@ def test_a_run_that_is_continued_drops_what_came_after_its_checkpoint(tmp_path):
 
 
 def test_what_was_written_at_the_checkpoint_itself_stays(tmp_path):
-    curves = Curves(tmp_path, 0)
+    curves = Curves(tmp_path, 0, print)
     curves.add({"score": 1.0}, 200)
     curves.close()
     age(tmp_path)
-    Curves(tmp_path, 200).close()
+    Curves(tmp_path, 200, print).close()
     assert [line["frames"] for line in lines(tmp_path)] == [200]
     assert events(tmp_path, "score") == [(200, 1)]
 
 
 def test_a_run_that_begins_anew_in_its_folder_drops_everything(tmp_path):
-    curves = Curves(tmp_path, 0)
+    curves = Curves(tmp_path, 0, print)
     curves.add({"score": 1.0}, 100)
     curves.close()
     age(tmp_path)
-    curves = Curves(tmp_path, 0)
+    curves = Curves(tmp_path, 0, print)
     curves.add({"score": 2.0}, 50)
     curves.close()
     assert [(line["frames"], line["score"]) for line in lines(tmp_path)] == [(50, 2)]
@@ -198,7 +198,7 @@ def test_a_run_that_begins_anew_in_its_folder_drops_everything(tmp_path):
 
 
 def test_lines_are_there_while_the_run_goes_on(tmp_path):
-    curves = Curves(tmp_path, 0)
+    curves = Curves(tmp_path, 0, print)
     curves.add({"score": 1.0}, 100)
     assert lines(tmp_path) == [{"frames": 100, "score": 1.0}]
     curves.close()

@@ -10,7 +10,7 @@ import torch
 from dreamer.agent import Memory
 from dreamer.replay import Replay
 from dreamer.rssm import State
-from dreamer.train import Counters, Schedule, progress, train
+from dreamer.train import Counters, Schedule, train
 
 # When to learn -------------------------------------------------------------------------------------------
 
@@ -159,14 +159,16 @@ class World:
         assert counters is self.counters
         self.tape.append(("rows", int(rows.observation["row"][0, 0]), counters.rows))
 
-    def saw_update(self, metrics, counters):
+    def saw_update(self, metrics, batch, counters):
+        assert batch == f"batch {self.samples}"
         self.tape.append(("updated", int(metrics["number"]), counters.updates))
 
     def save_due(self):
         self.tape.append(("due?",))
         return self.calls % 5 == 0
 
-    def save(self):
+    def save(self, memory):
+        assert memory.state.deter[0, 0] == self.acts
         self.tape.append(("save", self.counters.rows, self.counters.updates))
 
     def stopped(self):
@@ -187,9 +189,8 @@ class World:
             self,
             Held(),
             self.counters,
-            SimpleNamespace(rows=self.saw_rows, update=self.saw_update, show=lambda *_: None),
-            self.save,
-            self.save_due,
+            [SimpleNamespace(rows=self.saw_rows, update=self.saw_update, show=lambda *_: None)],
+            SimpleNamespace(save=self.save, due=self.save_due),
             self.stopped,
         )
         return self.tape
@@ -246,6 +247,7 @@ def test_one_environment_row_by_row():
         ("refresh", "windows 2", "posterior of batch 2"),
         ("updated", 2, 2),
         ("due?",),
+        ("save", 14, 2),
     ]
 
 
@@ -280,6 +282,7 @@ def test_several_environments_row_by_row():
         ("refresh", "windows 4", "posterior of batch 4"),
         ("updated", 4, 4),
         ("due?",),
+        ("save", 18, 4),
     ]
 
 
@@ -298,15 +301,15 @@ def test_which_update_follows_which_row_with_several_environments():
 
 def test_it_stops_at_the_frames():
     # Frames are rows * 4: the row that reaches them is the last.
-    assert World(tiny.tiny_config(frames=41)).run()[-2] == ("rows", 11, 11)
-    assert World(tiny.tiny_config(frames=40)).run()[-3] == ("rows", 10, 10)  # a save is due every fifth call
-    assert World(tiny.tiny_config(frames=41, envs=2)).run()[-2] == ("rows", 6, 12)
+    assert World(tiny.tiny_config(frames=41)).run()[-3:] == [("rows", 11, 11), ("due?",), ("save", 11, 0)]
+    assert World(tiny.tiny_config(frames=40)).run()[-4] == ("rows", 10, 10)  # a save is due every fifth call
+    assert World(tiny.tiny_config(frames=41, envs=2)).run()[-3:] == [("rows", 6, 12), ("due?",), ("save", 12, 0)]
 
 
 def test_nothing_happens_when_all_frames_are_seen():
     world = World(tiny.tiny_config(frames=40))
     world.counters.rows = 10
-    assert world.run() == [("start",)]
+    assert world.run() == [("start",), ("save", 10, 0)]
 
 
 def test_it_goes_on_counting_where_a_run_stopped():
@@ -320,13 +323,14 @@ def test_a_request_stops_after_a_whole_turn():
     world = World(tiny.tiny_config("ratio=4", frames=4000))
     world.stop_after = 12
     tape = world.run()
-    assert tape[-6:] == [
+    assert tape[-7:] == [
         ("rows", 12, 12),
         ("sample",),
         ("update", "batch 1"),
         ("refresh", "windows 1", "posterior of batch 1"),
         ("updated", 1, 1),
         ("due?",),
+        ("save", 12, 1),
     ]
 
 
@@ -334,8 +338,9 @@ def test_it_saves_after_the_updates_of_a_row():
     world = World(tiny.tiny_config("ratio=4", frames=4 * 21))
     tape = world.run()
     saves = [event for event in tape if event[0] == "save"]
-    assert saves == [("save", 5, 0), ("save", 10, 0), ("save", 15, 2), ("save", 20, 5)]
+    assert saves == [("save", 5, 0), ("save", 10, 0), ("save", 15, 2), ("save", 20, 5), ("save", 21, 5)]
     assert all(tape[tape.index(event) - 1] == ("due?",) for event in saves)
+    assert tape[-1] == saves[-1]  # and at the end
 
 
 # With the real things ------------------------------------------------------------------------------------
@@ -363,7 +368,7 @@ def test_a_real_run(count):
     config, agent, vector, replay, counters = tiny.tiny_run("ratio=2", envs=count, frames=36)
     replay.__class__, replay.log = Tape, []
     before = [p.clone() for p in agent.parameters]
-    train(config, agent, vector, replay, counters, tiny.Silent(), lambda: None, lambda: False, lambda: False)
+    train(config, agent, vector, replay, counters, [tiny.Silent()], tiny.Unsaved(), tiny.never)
     first = {1: 12, 3: 21}[count]
     assert (counters.rows, replay.count) == (36, 36 // count)
     assert counters.updates == 1 + (36 - first) * 2 // 8
@@ -380,11 +385,3 @@ def test_a_real_run(count):
         assert latent.deter.shape == (2, 4, 16) and latent.stoch.shape == (2, 4, 2, 3)
         assert not latent.deter.requires_grad
     assert any(not torch.equal(p, old) for p, old in zip(agent.parameters, before, strict=True))
-
-
-def test_progress_holds_the_counters_and_the_agent():
-    config, agent, *_ = tiny.tiny_run()
-    state = progress(Counters(4, 30, 2, 1.5), agent)
-    assert state["counters"] == {"repeat": 4, "rows": 30, "updates": 2, "owed": 1.5}
-    assert Counters(**state["counters"]) == Counters(4, 30, 2, 1.5)
-    assert set(state["agent"]) == set(agent.state_dict())

@@ -106,11 +106,31 @@ class Silent:
     def rows(self, rows, counters):
         pass
 
-    def update(self, metrics, counters):
+    def update(self, metrics, batch, counters):
         pass
 
     def show(self, agent, batch, counters):
         pass
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        assert state == {}
+
+
+class Unsaved:
+    """A saver that never saves."""
+
+    def due(self):
+        return False
+
+    def save(self, memory):
+        pass
+
+
+def never():
+    return False
 
 
 # A replay whose rows say what they are -----------------------------------------------------------------
@@ -148,3 +168,20 @@ def fill(replay, rows, first=0):
     for row in range(first, first + rows):
         replay.add(id_row(replay.streams, row))
     return replay
+
+
+class Saving(Counting):
+    """Which can say where it is."""
+
+    def get_state(self):
+        return {"episode": self.episode, "row": self.row, "step": self.step_number, "length": self.length}
+
+    def set_state(self, state):
+        self.episodes = itertools.cycle(((3, True), (5, False), (1, True), (2, False)))
+        for _ in range(state["episode"] + 1):
+            self.length, self.terminates = next(self.episodes)
+        self.episode, self.row, self.step_number = state["episode"], state["row"], state["step"]
+
+
+def saving():
+    return Saving()

@@ -238,3 +238,79 @@ def test_environments_must_be_alike():
     with pytest.raises(envs.TaskError, match="differ in their spaces"):
         envs.Vector([lambda env=env: env for env in made], [0, 1])
     assert [env.closed for env in made] == [True, True]
+
+
+# Environments that fail ----------------------------------------------------------------------------------
+
+
+class Breaking(Counting):
+    """Raises at a step of an episode, or at a reset, as often as it is told to."""
+
+    def __init__(self, plan):
+        super().__init__(0, [(3, TERMINATED)] * 99)
+        self.plan = plan  # shared by all that are made: calls until one fails, in turn
+
+    def reset(self, *, seed=None, options=None):
+        self.fail()
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.fail()
+        return super().step(action)
+
+    def fail(self):
+        self.plan[0] -= 1
+        if self.plan[0] < 0:
+            self.plan.pop(0)
+            raise RuntimeError("out of fuel")
+
+
+def breaking(*plan, restarts=2):
+    plan, made, said = [*plan, 10**9], [], []
+
+    def factory():
+        made.append(Breaking(plan))
+        return envs.Adapt(made[-1])
+
+    steady = Counting(1, [(4, TRUNCATED)] * 99)
+    vector = envs.Vector([factory, lambda: envs.Adapt(steady)], [5, 6], restarts=restarts)
+    vector.on_restart = said.append
+    return vector, made, said
+
+
+def test_one_that_fails_is_made_anew_and_its_episode_ends():
+    vector, made, said = breaking(2)  # after the reset and a step
+    rows = run(vector, 6)
+    assert column(rows, "is_first", 0) == [True, False, True, False, False, False]
+    assert column(rows, "is_last", 0) == [False, False, False, False, False, True]
+    assert column(rows, "reward", 0) == [0, 10, 0, 10, 20, 30]
+    assert [place[:2] for place in places(rows, 0)] == [(0, 0), (0, 1), (0, 0), (0, 1), (0, 2), (0, 3)]
+    # The other one notices nothing.
+    assert [place[1] for place in places(rows, 1)] == [0, 1, 2, 3, 4, 0]
+    assert made[0].closed and not made[1].closed and len(made) == 2
+    assert made[0].seeds == [5] and made[1].seeds not in ([5], [None])
+    assert [str(error)[:60] for error in said] == ["environment 1 of 2 raised RuntimeError in step: out of fuel "]
+
+
+def test_a_reset_may_fail_too_and_again():
+    vector, made, said = breaking(4, 0)  # at the second reset, and at the one after
+    rows = run(vector, 6)
+    assert column(rows, "is_first", 0) == [True, False, False, False, True, False]
+    assert column(rows, "is_last", 0) == [False, False, False, True, False, False]
+    assert len(made) == 3 and len(said) == 2
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 2])
+def test_an_episode_has_so_many_restarts(restarts):
+    vector, made, said = breaking(*[2] * (restarts + 1), restarts=restarts)
+    with pytest.raises(envs.EnvironmentFailed, match="out of fuel"):
+        run(vector, 30)
+    assert len(said) == restarts and len(made) == restarts + 1
+
+
+def test_an_episode_that_ends_well_gives_them_back():
+    # An episode takes 4 calls. Each of five has one failure, after its reset and a step.
+    vector, made, said = breaking(*[2, 4] * 0, 2, 6, 6, 6, 6, restarts=1)
+    rows = run(vector, 31)
+    assert len(said) == 5 and len(made) == 6
+    assert sum(column(rows, "is_last", 0)) == 5

@@ -64,6 +64,8 @@ class Failing(Counting):
             raise envs.TaskError("Mend this.")
         if action == 68:
             os._exit(3)
+        if action == 69:
+            time.sleep(60)
         return super().step(action)
 
 class Wide(Counting):
@@ -97,9 +99,9 @@ def open_vector(own):
     """Makes a Vector of classes of OWN, one for each dict of options, and closes it afterwards."""
     opened = []
 
-    def open_(name, *options, processes=True):
-        factories = [functools.partial(envs.make, f"{own}:{name}", **given) for given in options]
-        opened.append(envs.Vector(factories, range(7, 7 + len(factories)), processes))
+    def open_(name, *options, processes=True, **given):
+        factories = [functools.partial(envs.make, f"{own}:{name}", **keywords) for keywords in options]
+        opened.append(envs.Vector(factories, range(7, 7 + len(factories)), processes, **given))
         return opened[-1]
 
     yield open_
@@ -251,6 +253,30 @@ def test_a_killed_worker_is_named(open_vector):
     vector.close()
     wait_until_gone(pids)
     assert time.monotonic() - start < workers.GRACE_SECONDS
+
+
+def test_a_killed_worker_is_started_again(open_vector):
+    vector, said = open_vector("Counting", {}, {}, restarts=1), []
+    vector.on_restart = said.append
+    pids = processes(vector)
+    os.kill(pids[1], signal.SIGKILL)
+    row = act(vector, 3, 4)
+    assert row.is_first.tolist() == [False, True] and row.observation["vector"][:, 1].tolist() == [3, -1]
+    assert row.observation["vector"][0, 3] == pids[0] and row.observation["vector"][1, 3] not in pids
+    assert act(vector, 5, 6).observation["vector"][:, :2].tolist() == [[2, 5], [1, 6]]
+    assert [f"(pid {pids[1]}) was killed by signal SIGKILL" in str(error) for error in said] == [True]
+
+
+def test_one_that_hangs_is_killed_and_started_again(open_vector):
+    vector, said = open_vector("Failing", {}, {}, restarts=1, patience=1.0), []
+    vector.on_restart = said.append
+    pids = processes(vector)
+    row = act(vector, 3, 69)
+    assert row.is_first.tolist() == [False, True] and row.observation["vector"][1, 3] != pids[1]
+    assert [str(error) for error in said] == ["environment 2 of 2 did not answer within 1 s."]
+    wait_until_gone(pids[1:])
+    with pytest.raises(envs.WorkerDied, match=r"environment 2 of 2 did not answer within 1 s\."):
+        act(vector, 3, 69)
 
 
 def test_a_worker_that_ends_by_itself(open_vector):
