@@ -235,6 +235,10 @@ class Agent:
             "generator": self.generator.get_state(),
         }
 
+    def is_finite(self) -> bool:
+        """Whether all parameters are."""
+        return all(bool(torch.isfinite(p).all()) for p in self.parameters)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.world_model.load_state_dict(state["world_model"])
         self.actor_critic.load_state_dict(state["actor_critic"])

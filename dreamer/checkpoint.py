@@ -27,7 +27,6 @@ import re
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -84,11 +83,16 @@ class _Hashed:
 
     def __init__(self, file: Any):
         self.name = file.name  # torch asks for it
+        self.error: OSError | None = None  # of which torch says no more than that there was one
         self._file, self._hash = file, hashlib.sha256()
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -103,9 +107,12 @@ def write_tensors(path: Path, data: Any) -> str:
 
     def write(target: Path) -> None:
         nonlocal digest
-        with target.open("wb") as file:  # whose errors say what is wrong, unlike those of torch
+        with target.open("wb") as file:
             hashed = _Hashed(file)
-            torch.save(data, cast(IO[bytes], hashed))
+            try:
+                torch.save(data, cast(IO[bytes], hashed))
+            except Exception as error:
+                raise hashed.error or error from None
             digest = hashed.digest()
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,12 +298,12 @@ class RunFolder:
         _write_json(self.path / "versions.json", _versions())
         _write_json(self.path / "config.json", configs.to_json(config))
 
-    def write_failure(self, error: Exception) -> Path:
+    def write_failure(self, lines: list[str]) -> Path:
         """Keep the traceback of something that went wrong, with those before it."""
         path = self.path / "failures.txt"
         with path.open("a") as file:
             file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
-            file.write("".join(traceback.format_exception(error)) + "\n")
+            file.write("".join(lines) + "\n")
         return path
 
     def config(self) -> configs.Config:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 UNIMIX = 0.01
+STD_LOW, STD_HIGH = 0.1, 1.0
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def categorical_entropy(p: Tensor) -> Tensor:
 
 def bounded_normal(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `tanh(m)` and standard deviation `0.9 sigmoid(s + 2) + 0.1` from raw outputs (..., n)."""
-    return torch.tanh(mean), 0.9 * torch.sigmoid(std + 2) + 0.1
+    return torch.tanh(mean), (STD_HIGH - STD_LOW) * torch.sigmoid(std + 2) + STD_LOW
 
 
 def sample_normal(mean: Tensor, std: Tensor, normal: Tensor) -> Tensor:

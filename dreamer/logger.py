@@ -1,7 +1,10 @@
 """What a run leaves for people to look at: TensorBoard curves, the same as JSON lines, one line of progress."""
 
+import itertools
 import json
 import math
+import os
+import platform
 import shutil
 import sys
 import threading
@@ -14,12 +17,14 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from .agent import Agent
 from .checkpoint import write_atomically
 from .config import Config
+from .health import Health
 from .published import Band, curve, passes_zero, short, standing, tolerance, window
 from .replay import Batch
 from .scores import Curve, episodes
@@ -53,7 +58,7 @@ class Curves:
         self._waiting = b""  # what is not written yet
         self._failing = False
         self._purge: int | None = frames + 1
-        self._writer: SummaryWriter | None = None
+        self._events: Events | None = None
         self._retry = -math.inf
 
     def add(self, scalars: dict[str, float], frames: int) -> None:
@@ -68,22 +73,16 @@ class Curves:
                 self._say(f"Cannot write {self._path} ({error.strerror}); its lines wait until it can be written.")
             self._failing = True
 
-        def show(writer: SummaryWriter) -> None:
-            for name, value in scalars.items():
-                writer.add_scalar(name, value, frames)
-
-        self._tensorboard(show)
+        self._show(
+            Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]), frames
+        )
 
     def add_video(self, name: str, frames: np.ndarray, step: int) -> None:
         """Frames (T, H, W, 3) uint8 for TensorBoard's images, where GIFs play."""
         image = Summary.Image(
             height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif(frames)
         )
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._tensorboard(lambda writer: writer._get_file_writer().add_summary(summary, step))
-
-    def close(self) -> None:
-        self._tensorboard(lambda writer: writer.close())
+        self._show(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def _write(self) -> None:
         """Unbuffered, so that it is known how much of a line a full disk took."""
@@ -91,18 +90,48 @@ class Curves:
             while self._waiting:
                 self._waiting = self._waiting[file.write(self._waiting) :]
 
-    def _tensorboard(self, show: Callable[[SummaryWriter], object]) -> None:
-        """Give it something; a writer that fails is replaced after a while, and until then nothing is shown."""
-        if self._writer is None and time.monotonic() < self._retry:
+    def _show(self, summary: Summary, step: int) -> None:
+        """To TensorBoard; after a failure a new file is begun, and until then nothing is shown."""
+        if self._events is None and time.monotonic() < self._retry:
             return
         try:
-            if self._writer is None:
-                self._writer = SummaryWriter(str(self._path.parent), purge_step=self._purge, max_queue=100)
+            if self._events is None:
+                self._events = Events(self._path.parent, self._purge)
                 self._purge = None
-            show(self._writer)
+            self._events.add(summary, step)
         except OSError as error:
-            self._writer, self._retry = None, time.monotonic() + self.RETRY_SECONDS
+            self._events, self._retry = None, time.monotonic() + self.RETRY_SECONDS
             self._say(f"Cannot write for TensorBoard ({error.strerror}); what comes now is missing there.")
+
+
+class Events:
+    """A file of events for TensorBoard, each written at once: what was shown before a crash is not lost.
+
+    Args:
+        folder: where it is made.
+        purge: the step from which on TensorBoard forgets what earlier files say; None to forget nothing.
+
+    Raises:
+        OSError: also from `add`; then the file ends in the middle of an event, and another one must be begun.
+    """
+
+    def __init__(self, folder: Path, purge: int | None):
+        # As TensorBoard's own writers name them: it reads them in the order of their names.
+        names = (
+            f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{i}" for i in itertools.count()
+        )
+        self._path = next(path for path in map(folder.joinpath, names) if not path.exists())
+        self._add(Event(file_version="brain.Event:2", step=purge or 0))
+        if purge is not None:
+            self._add(Event(session_log=SessionLog(status=SessionLog.START), step=purge))
+
+    def add(self, summary: Summary, step: int) -> None:
+        self._add(Event(summary=summary, step=step))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with self._path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
 
 
 def _frames_of(line: str) -> float:
@@ -187,10 +216,13 @@ class Logger:
         config: of the run.
         terminal: for progress.
         counters: where the run begins or goes on.
+        health: is shown what is written.
     """
 
-    def __init__(self, folder: Path, config: Config, terminal: Terminal, counters: Counters):
+    def __init__(self, folder: Path, config: Config, terminal: Terminal, counters: Counters, health: Health):
         self._folder = folder
+        self._health = health
+        self._rewards: list[list[float] | None] = [None] * config.envs  # of open episodes seen from their beginning
         self._config = config
         self._terminal = terminal
         self._curves = Curves(folder, counters.frames, terminal.say)
@@ -215,7 +247,14 @@ class Logger:
         self._scores = np.where(rows.is_first, 0.0, self._scores + rows.reward)
         self._lengths = np.where(rows.is_first, 0, self._lengths + 1)
         frames = counters.frames
+        for place, reward in enumerate(rows.reward.tolist()):
+            if rows.is_first[place]:
+                self._rewards[place] = []
+            elif (seen := self._rewards[place]) is not None:
+                seen.append(reward)
         for i in np.flatnonzero(rows.is_last):
+            if (seen := self._rewards[i]) is not None:
+                self._health.episode(seen, bool(rows.is_terminal[i]))
             self._episodes += 1
             self._recent.append(float(self._scores[i]))
             length = float(self._lengths[i] * counters.repeat)
@@ -261,6 +300,8 @@ class Logger:
             means = torch.stack([self._sums[name].float() for name in names]).cpu() / self._updates
             scalars = dict(zip(names, means.tolist()))
             self._skipped += round(scalars.get("optimizer/skipped", 0.0) * self._updates)
+            for sentence in self._health.look(counters.updates, counters.rows, scalars):
+                self._terminal.say(f"A sign that something may be wrong: {sentence}.")
         scalars |= {
             "speed/updates_per_second": updates / seconds,
             "speed/agent_steps_per_second": rows / seconds,
@@ -288,7 +329,6 @@ class Logger:
     def close(self, counters: Counters) -> None:
         self.flush(counters)
         self._terminal.say(", ".join(self._parts(counters)))
-        self._curves.close()
 
     def _parts(self, counters: Counters) -> list[str]:
         """How it stands, what matters most first."""

@@ -88,3 +88,8 @@ def total_memory() -> int:
         except (OSError, ValueError):
             continue
     return total
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that belong to a device; a CPU's are this process's."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else total_memory()

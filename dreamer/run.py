@@ -5,24 +5,28 @@ import os
 import re
 import signal
 import sys
-import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import snapshot
-from .agent import Agent, Memory
-from .checkpoint import CheckpointError, RunFolder
+from . import preflight, snapshot
+from .agent import Agent
+from .checkpoint import RunFolder
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds
 from .errors import UserMistake
+from .guards import Restarts, Saver, Watchdog
+from .health import Health
 from .logger import Logger, Terminal
-from .machine import choose_device, choose_dtype, keep_freed_memory, total_memory, why_not_compile
+from .machine import choose_device, choose_dtype, device_memory, keep_freed_memory, total_memory, why_not_compile
 from .published import expectation
 from .replay import Replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import Counters, train
+
+STOPPING = "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued"
 
 
 def start(config: Config, folder: RunFolder, environments: Any) -> None:
@@ -41,12 +45,21 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     if folder.holds_run:
         check_spaces(folder, environments)
     replay = _replay(config, agent, environments.repeat, folder.rows)
+    need = preflight.needs(agent, replay)
+    preflight.check(need, device_memory(device), agent)
+    about = [*describe(config, agent, replay, environments), f"memory: {preflight.in_words(need)}", STOPPING]
     with folder.lock():
-        _train(config, folder, environments, agent, replay, terminal)
+        _train(config, folder, environments, agent, replay, terminal, about)
 
 
 def _train(
-    config: Config, folder: RunFolder, environments: Any, agent: Agent, replay: Replay, terminal: Terminal
+    config: Config,
+    folder: RunFolder,
+    environments: Any,
+    agent: Agent,
+    replay: Replay,
+    terminal: Terminal,
+    about: list[str],
 ) -> None:
     checkpoint, counters = folder.resume(terminal.say), Counters(environments.repeat)
     state = checkpoint.state() if checkpoint else None
@@ -58,10 +71,11 @@ def _train(
     folder.describe(config, agent.observation_spec, agent.action_spec)
     folder.check_writable()
     terminal.say(f"{'Continuing' if state else 'Training'} {config.task} in {folder.path}")
-    for line in describe(config, agent, replay, environments):
+    for line in about:
         terminal.say(f"  {line}")
     stop = _StopSignal()
-    logger = Logger(folder.path, config, terminal, counters)
+    health = Health(config, agent.action_spec, replay.rows * replay.streams)
+    logger = Logger(folder.path, config, terminal, counters, health)
     memory = None
     if checkpoint and state:
         with terminal.waiting("Loading the replay"):
@@ -71,14 +85,17 @@ def _train(
             terminal.say("The open episodes cannot be gone on with: they end here, as at a time limit")
     _compile(agent, replay, terminal)
 
-    saver = _Saver(config, folder, terminal, agent, replay, counters, logger, environments)
+    saver = Saver(config, folder, terminal, agent, replay, counters, logger, environments)
     observers = (logger, Soundness(folder.path))
-    environments.on_restart = _Restarts(folder, terminal)
+    environments.on_restart = Restarts(folder, terminal)
     try:
-        train(config, agent, environments, replay, counters, observers, saver, stop, memory)
+        with Watchdog(folder, terminal, environments, config.run.patience_seconds):
+            train(config, agent, environments, replay, counters, observers, saver, stop, memory)
     except Exception as error:
         with contextlib.suppress(OSError):
-            terminal.say(f"Stopped by an error; its traceback is in {folder.write_failure(error)}")
+            terminal.say(
+                f"Stopped by an error; its traceback is in {folder.write_failure(traceback.format_exception(error))}"
+            )
         raise
     finally:
         logger.close(counters)
@@ -118,9 +135,8 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
         f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
         f"({batch / config.ratio * repeat:g} frames), {updates:,} update{'s' * (updates != 1)} in all",
-        f"replay of {_amount(replay.streams * replay.rows, config, repeat)}, {size(replay.bytes)} when full",
+        f"replay of {_amount(replay.streams * replay.rows, config, repeat)}",
         *([expected] if expected else []),
-        "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
     ]
 
 
@@ -148,14 +164,6 @@ def _amount(rows: int, config: Config, repeat: int) -> str:
     if rows <= config.replay.capacity - config.envs:
         return f"{rows:,} rows, which is half of this machine's memory (replay.capacity is {config.replay.capacity:,})"
     return f"{rows:,} rows"
-
-
-def size(count: int) -> str:
-    """Bytes in the unit that suits them."""
-    number, unit = next(
-        ((count / one, unit) for one, unit in ((1e9, "GB"), (1e6, "MB")) if count >= one), (count / 1e3, "kB")
-    )
-    return f"{number:.3g} {unit}"
 
 
 def _replay(config: Config, agent: Agent, repeat: int, seen: int) -> Replay:
@@ -205,68 +213,6 @@ def _removed_broken_library(error: Exception) -> bool:
     Path(found[1]).unlink(missing_ok=True)
     torch.compiler.reset()
     return True
-
-
-class _Saver:
-    """Writes checkpoints, now and then or when told to. One that cannot be written is said and tried again."""
-
-    RETRY_SECONDS = 60.0
-
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        terminal: Terminal,
-        agent: Agent,
-        replay: Replay,
-        counters: Counters,
-        logger: Logger,
-        environments: Any,
-    ):
-        self._folder, self._terminal = folder, terminal
-        self._agent, self._replay, self._counters = agent, replay, counters
-        self._logger, self._environments = logger, environments
-        self._seconds = config.run.checkpoint_seconds
-        self._next = time.monotonic() + self._seconds
-        self._error: OSError | None = None
-
-    def due(self) -> bool:
-        return time.monotonic() > self._next
-
-    def save(self, memory: Memory | None) -> None:
-        self._logger.flush(self._counters)  # so that the curves of a run that goes on from here miss nothing
-        state = snapshot.take(self._agent, self._replay, self._counters, self._logger, self._environments, memory)
-        try:
-            self._folder.save(state, self._replay)
-            self._error = None
-        except OSError as error:
-            self._error = error
-            self._terminal.say(
-                f"Cannot save a checkpoint in {self._folder.path} ({error.strerror}); the last one stays, and the next "
-                f"try is in {self.RETRY_SECONDS:.0f} s"
-            )
-        self._next = time.monotonic() + (self.RETRY_SECONDS if self._error else self._seconds)
-
-    def check(self) -> None:
-        """Raise CheckpointError if the last checkpoint could not be written."""
-        if self._error:
-            raise CheckpointError(
-                f"the end of the run could not be saved in {self._folder.path} ({self._error.strerror}); make room, or "
-                "give back the permission, and run the same command again: it goes on from the last checkpoint"
-            )
-
-
-class _Restarts:
-    """Says that an environment failed and is made anew, and keeps why."""
-
-    def __init__(self, folder: RunFolder, terminal: Terminal):
-        self._folder, self._terminal = folder, terminal
-
-    def __call__(self, error: Exception) -> None:
-        words = str(error).rstrip(".")
-        with contextlib.suppress(OSError):
-            words += f"; its traceback is in {self._folder.write_failure(error)}"
-        self._terminal.say(f"{words[0].upper()}{words[1:]}. Made anew; its episode ends here, as at a time limit")
 
 
 class _StopSignal:

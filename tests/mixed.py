@@ -6,10 +6,10 @@ from gymnasium import spaces
 
 
 class Signals(gymnasium.Env):
-    """Answer each row of signals: turn to where the light is, and push the lever that key and dial call for.
+    """Answer the signals of an episode: turn to where the light is, and push the lever that key and dial call for.
 
-    Every step shows new signals. Each right answer is worth half a point, so 20 steps are worth 20 at most and 8.33
-    (20 * (1/2 * 1/2 + 1/2 * 1/3)) by chance. The action of a step is for the signals that it was chosen at.
+    Each right answer of a step is worth half a point, so 20 steps are worth 20 at most and 8.33
+    (20 * (1/2 * 1/2 + 1/2 * 1/3)) by chance. The switches and the second dial are noise.
     """
 
     STEPS = 20
@@ -26,6 +26,8 @@ class Signals(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.count = 0
+        self.side, self.turned = self.np_random.integers(2, size=2)
+        self.key = self.np_random.integers(3)
         return self.show(), {}
 
     def step(self, action):
@@ -35,8 +37,6 @@ class Signals(gymnasium.Env):
         return self.show(), float(reward), False, self.count == self.STEPS, {}
 
     def show(self):
-        self.side, self.turned = self.np_random.integers(2, size=2)
-        self.key = self.np_random.integers(3)
         screen = np.zeros((self.SIDE, self.SIDE), np.uint8)
         left = 4 + self.side * 24
         screen[16:32, left : left + 16] = 255

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamer import logger as module
 from dreamer import published
+from dreamer.health import Health
 from dreamer.logger import Curves, Logger, Terminal, compact, duration
 from dreamer.train import Counters
 
@@ -24,6 +25,9 @@ class Clock:
         self.now = 1000.0
 
     def monotonic(self):
+        return self.now
+
+    def time(self):
         return self.now
 
 
@@ -72,7 +76,8 @@ class Watched:
         self.stream = stream or io.StringIO()
         self.config = tiny.tiny_config("run.log_seconds=5", frames=4000, **given)
         self.counters = counters or Counters(repeat=4)
-        self.logger = Logger(path, self.config, Terminal(self.stream), self.counters)
+        self.health = Health(self.config, tiny.ACTION, capacity=400)
+        self.logger = Logger(path, self.config, Terminal(self.stream), self.counters, self.health)
 
     def rows(self, reward, first, last):
         self.counters.rows += len(reward)
@@ -164,13 +169,11 @@ def test_a_run_that_is_continued_drops_what_came_after_its_checkpoint(tmp_path):
     curves = Curves(tmp_path, 0, print)
     for frames in (100, 200, 300, 400):
         curves.add({"score": frames / 10}, frames)
-    curves.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"frames": 500, "sco')
     age(tmp_path)
     curves = Curves(tmp_path, 250, print)
     curves.add({"score": 33.0}, 300)
-    curves.close()
     assert [(line["frames"], line["score"]) for line in lines(tmp_path)] == [(100, 10), (200, 20), (300, 33)]
     assert events(tmp_path, "score") == [(100, 10), (200, 20), (300, 33)]
 
@@ -178,9 +181,8 @@ def test_a_run_that_is_continued_drops_what_came_after_its_checkpoint(tmp_path):
 def test_what_was_written_at_the_checkpoint_itself_stays(tmp_path):
     curves = Curves(tmp_path, 0, print)
     curves.add({"score": 1.0}, 200)
-    curves.close()
     age(tmp_path)
-    Curves(tmp_path, 200, print).close()
+    Curves(tmp_path, 200, print)
     assert [line["frames"] for line in lines(tmp_path)] == [200]
     assert events(tmp_path, "score") == [(200, 1)]
 
@@ -188,11 +190,9 @@ def test_what_was_written_at_the_checkpoint_itself_stays(tmp_path):
 def test_a_run_that_begins_anew_in_its_folder_drops_everything(tmp_path):
     curves = Curves(tmp_path, 0, print)
     curves.add({"score": 1.0}, 100)
-    curves.close()
     age(tmp_path)
     curves = Curves(tmp_path, 0, print)
     curves.add({"score": 2.0}, 50)
-    curves.close()
     assert [(line["frames"], line["score"]) for line in lines(tmp_path)] == [(50, 2)]
     assert events(tmp_path, "score") == [(50, 2)]
 
@@ -201,7 +201,6 @@ def test_lines_are_there_while_the_run_goes_on(tmp_path):
     curves = Curves(tmp_path, 0, print)
     curves.add({"score": 1.0}, 100)
     assert lines(tmp_path) == [{"frames": 100, "score": 1.0}]
-    curves.close()
 
 
 # Progress ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamer.agent import Agent
 from dreamer.errors import UserMistake
+from dreamer.health import Health
 from dreamer.logger import Logger, Terminal
 from dreamer.replay import Batch
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
@@ -109,13 +110,14 @@ def test_an_mp4_needs_ffmpeg(tmp_path, monkeypatch):
 
 def test_tensorboard_gets_the_episode_and_the_prediction(agent, batch, tmp_path):
     config = tiny.tiny_config("run.video_seconds=0.001")
-    logger = Logger(tmp_path, config, Terminal(io.StringIO()), Counters(1))
+    logger = Logger(tmp_path, config, Terminal(io.StringIO()), Counters(1), Health(config, agent.action_spec, 400))
     logger._shown = 0.0  # long ago
     rows = SimpleNamespace(
         observation={"view": batch.observation["view"][:1, 0].numpy()},
         reward=np.zeros(1),
         is_first=np.array([True]),
         is_last=np.array([True]),
+        is_terminal=np.array([True]),
     )
     logger.rows(rows, Counters(1, rows=1))
     logger.show(agent, batch, Counters(1, rows=8))

@@ -1,0 +1,129 @@
+"""What keeps a long run going: checkpoints that may fail, environments that are made anew or that hang."""
+
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from typing import Any, Protocol, Self
+
+from . import snapshot
+from .agent import Agent, Memory
+from .checkpoint import CheckpointError, RunFolder
+from .config import Config
+from .logger import Logger, Terminal
+from .replay import Replay
+from .train import Counters
+
+
+class Saver:
+    """Writes checkpoints (`train.Saver`). One that cannot be written is said, and tried again.
+
+    Args: what a checkpoint is made of, where it goes, and how often.
+    """
+
+    RETRY_SECONDS = 60.0
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        terminal: Terminal,
+        agent: Agent,
+        replay: Replay,
+        counters: Counters,
+        logger: Logger,
+        environments: Any,
+    ):
+        self._folder, self._terminal = folder, terminal
+        self._agent, self._replay, self._counters = agent, replay, counters
+        self._logger, self._environments = logger, environments
+        self._seconds = config.run.checkpoint_seconds
+        self._next = time.monotonic() + self._seconds
+        self._error: OSError | None = None
+
+    def due(self) -> bool:
+        return time.monotonic() > self._next
+
+    def save(self, memory: Memory | None) -> None:
+        """Raises CheckpointError if what was learned cannot be used any more."""
+        if not self._agent.is_finite():
+            raise CheckpointError(
+                "the weights are not finite any more, so they are not saved; the last checkpoint stays"
+            )
+        self._logger.flush(self._counters)  # so that the curves of a run that goes on from here miss nothing
+        state = snapshot.take(self._agent, self._replay, self._counters, self._logger, self._environments, memory)
+        try:
+            self._folder.save(state, self._replay)
+            self._error = None
+        except OSError as error:
+            self._error = error
+            self._terminal.say(
+                f"Cannot save a checkpoint in {self._folder.path} ({error.strerror}); the last one stays, and the next "
+                f"try is in {self.RETRY_SECONDS:.0f} s"
+            )
+        self._next = time.monotonic() + (self.RETRY_SECONDS if self._error else self._seconds)
+
+    def check(self) -> None:
+        """Raise CheckpointError if the last checkpoint could not be written."""
+        if self._error:
+            raise CheckpointError(
+                f"the end of the run could not be saved in {self._folder.path} ({self._error.strerror}); make room, or "
+                "give back the permission, and run the same command again: it goes on from the last checkpoint"
+            )
+
+
+class Restarts:
+    """Says that an environment failed and is made anew, and keeps why."""
+
+    def __init__(self, folder: RunFolder, terminal: Terminal):
+        self._folder, self._terminal = folder, terminal
+
+    def __call__(self, error: Exception) -> None:
+        words = str(error).rstrip(".")
+        with contextlib.suppress(OSError):
+            words += f"; its traceback is in {self._folder.write_failure(traceback.format_exception(error))}"
+        self._terminal.say(f"{words[0].upper()}{words[1:]}. Made anew; its episode ends here, as at a time limit")
+
+
+class Slow(Protocol):
+    """Environments that say since when they have been busy."""
+
+    @property
+    def busy_since(self) -> float | None: ...  # by time.monotonic
+
+
+class Watchdog:
+    """Says where an environment of this process hangs, which only the user can stop.
+
+    Args:
+        patience: seconds that a step may take.
+    """
+
+    def __init__(self, folder: RunFolder, terminal: Terminal, environments: Slow, patience: float):
+        self._folder, self._terminal = folder, terminal
+        self._environments, self._patience = environments, patience
+        self._watched = threading.get_ident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        said: float | None = None  # since when it was busy
+        while not self._done.wait(self._patience / 4):
+            since = self._environments.busy_since
+            if since is None or since == said or time.monotonic() - since < self._patience:
+                continue
+            said = since
+            words = f"The environment has not answered for {time.monotonic() - since:.0f} s"
+            with contextlib.suppress(OSError):
+                place = traceback.format_stack(sys._current_frames()[self._watched])
+                words += f"; where it is, is in {self._folder.write_failure(place)}"
+            self._terminal.say(f"{words}. If it hangs, press Ctrl-C twice: the last checkpoint stays")

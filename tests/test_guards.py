@@ -1,0 +1,239 @@
+import errno
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreamer import checkpoint, logger
+from dreamer.checkpoint import CheckpointError, RunFolder
+from dreamer.cli import main
+from dreamer.guards import Saver, Watchdog
+from dreamer.logger import Curves, Events, Terminal
+
+TESTS = Path(__file__).parent
+WIDTHS = [part for setting in tiny.WIDTHS for part in ("--set", setting)]
+
+
+def train(folder, frames, *arguments):
+    options = ["--env", "gym/CartPole-v1", "--size", "1m", "--frames", str(frames), "--run", str(folder)]
+    return CliRunner().invoke(main, ["train", *options, *WIDTHS, *arguments])
+
+
+def rows(folder):
+    return RunFolder(folder).newest(with_replay=True).state()["counters"]["rows"]
+
+
+# A disk that takes nothing any more ----------------------------------------------------------------------
+
+
+class Disk:
+    """Refuses to write the n-th checkpoint, for some n."""
+
+    def __init__(self, monkeypatch, refuses):
+        self.saves, self.refuses = 0, refuses
+        self.real = checkpoint.write_tensors
+        monkeypatch.setattr(checkpoint, "write_tensors", self.write)
+        monkeypatch.setattr(Saver, "RETRY_SECONDS", 0.0)
+
+    def write(self, path, data):
+        if path.name.startswith("latents"):
+            self.saves += 1
+        if self.refuses(self.saves):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return self.real(path, data)
+
+
+def test_a_full_disk_is_said_and_tried_again(tmp_path, monkeypatch):
+    Disk(monkeypatch, lambda number: 3 <= number <= 5)
+    result = train(tmp_path / "run", 60, "--set", "run.checkpoint_seconds=0.0001")
+    assert result.exit_code == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if "Cannot save a checkpoint" in line]
+    assert len(said) == 3 and "(No space left on device); the last one stays, and the next try is in" in said[0]
+    assert rows(tmp_path / "run") == 60
+
+
+def test_a_disk_that_stays_full_costs_only_what_came_after_the_last_checkpoint(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        Disk(patch, lambda number: number >= 30)
+        result = train(tmp_path / "run", 60, "--set", "run.checkpoint_seconds=0.0001")
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    assert "could not be saved" in result.stderr.splitlines()[-1]
+    assert "run the same command again: it goes on from the last checkpoint" in result.stderr.splitlines()[-1]
+    assert rows(tmp_path / "run") == 29
+    assert train(tmp_path / "run", 60).exit_code == 0
+    assert rows(tmp_path / "run") == 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_a_limit_of_the_system_itself(tmp_path):
+    """A quota on the size of files, as the system enforces it, and lifts it again."""
+    code = f"""
+import resource, signal, sys
+sys.path.append({str(TESTS)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import test_guards
+from dreamer.guards import Saver
+from dreamer import checkpoint
+Saver.RETRY_SECONDS = 0.0
+real, calls = checkpoint.RunFolder.save, []
+def save(self, state, replay):
+    calls.append(1)
+    limit = 20_000 if 2 <= len(calls) <= 3 else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        real(self, state, replay)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+checkpoint.RunFolder.save = save
+result = test_guards.train({str(tmp_path / "run")!r}, 30, "--set", "run.checkpoint_seconds=0.0001")
+print(result.stderr)
+sys.exit(result.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Cannot save a checkpoint") == 2 and "(File too large)" in done.stdout
+    assert rows(tmp_path / "run") == 30
+
+
+def test_a_folder_that_is_removed_under_a_run(tmp_path, monkeypatch):
+    real, calls = RunFolder.save, []
+
+    def save(self, state, replay):
+        calls.append(1)
+        if len(calls) == 20:
+            shutil.rmtree(self.path)
+        real(self, state, replay)
+
+    monkeypatch.setattr(RunFolder, "save", save)
+    result = train(tmp_path / "run", 60, "--set", "run.checkpoint_seconds=0.0001", "--set", "run.log_seconds=0.0001")
+    assert result.exit_code == 0, result.stderr
+    assert rows(tmp_path / "run") == 60
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["frames"] == 60
+    assert train(tmp_path / "run", 70).exit_code == 0
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    config, agent, vector, replay, counters = tiny.tiny_run()
+    saver = Saver(config, RunFolder(tmp_path), Terminal(), agent, replay, counters, None, vector)
+    with torch.no_grad():
+        agent.parameters[3].view(-1)[0] = torch.inf
+    with pytest.raises(CheckpointError, match="so they are not saved; the last checkpoint stays"):
+        saver.save(None)
+    assert not list(tmp_path.iterdir())
+
+
+# Curves that cannot be written ---------------------------------------------------------------------------
+
+
+def test_lines_wait_until_they_can_be_written(tmp_path):
+    said = []
+    folder = tmp_path / "run"
+    folder.mkdir()
+    curves = Curves(folder, 0, said.append)
+    curves.add({"loss": 1.0}, 10)
+    shutil.rmtree(folder)
+    curves.add({"loss": 2.0}, 20)
+    curves.add({"loss": 3.0}, 30)
+    assert [line for line in said if "metrics.jsonl" in line] == [
+        f"Cannot write {folder / 'metrics.jsonl'} (No such file or directory); its lines wait until it can be written."
+    ]
+    folder.mkdir()
+    curves.add({"loss": 4.0}, 40)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["frames"] for line in lines] == [20, 30, 40]
+
+
+def test_a_line_is_written_whole_however_little_the_disk_takes(tmp_path):
+    curves = Curves(tmp_path, 0, print)
+
+    class Little:
+        def __init__(self, file):
+            self.file, self.left = file, 7
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            count = self.file.write(data[: self.left])
+            self.left -= count
+            return count
+
+    path = curves._path
+    curves._path = SimpleNamespace(parent=tmp_path, open=lambda *given, **named: Little(path.open(*given, **named)))
+    curves.add({"loss": 1.0}, 10)
+    curves.add({"loss": 2.0}, 20)
+    curves._path = path
+    curves.add({"loss": 3.0}, 30)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"frames": frames, "loss": frames / 10} for frames in (10, 20, 30)]
+
+
+def test_tensorboard_is_tried_again_later(tmp_path, monkeypatch):
+    said, now = [], [0.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    real, broken = Events.add, [False]
+
+    def add(self, summary, step):
+        if broken[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, summary, step)
+
+    monkeypatch.setattr(Events, "add", add)
+    curves = Curves(tmp_path, 0, said.append)
+    curves.add({"loss": 1.0}, 10)
+    broken[0] = True
+    curves.add({"loss": 2.0}, 20)
+    broken[0] = False
+    curves.add({"loss": 3.0}, 30)
+    assert said == ["Cannot write for TensorBoard (No space left on device); what comes now is missing there."]
+    now[0] += Curves.RETRY_SECONDS + 1
+    curves.add({"loss": 4.0}, 40)
+    assert len(list(tmp_path.glob("events.*"))) == 2
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in accumulator.Scalars("loss")] == [(10, 1.0), (40, 4.0)]
+
+
+def test_what_was_shown_survives_a_kill(tmp_path):
+    curves = Curves(tmp_path, 0, print)
+    for frames in (10, 20):
+        curves.add({"loss": 1.0}, frames)
+    (path,) = tmp_path.glob("events.*")
+    path.write_bytes(path.read_bytes() + b"half an event")
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in accumulator.Scalars("loss")] == [10, 20]
+
+
+# Environments that hang ----------------------------------------------------------------------------------
+
+
+class Busy:
+    busy_since = None
+
+
+def test_where_an_environment_hangs_is_said_once(tmp_path, capsys):
+    environments = Busy()
+    with Watchdog(RunFolder(tmp_path), Terminal(), environments, patience=0.04):
+        time.sleep(0.2)
+        assert capsys.readouterr().err == ""
+        environments.busy_since = time.monotonic()
+        time.sleep(0.3)
+        environments.busy_since = None
+    said = capsys.readouterr().err
+    assert said.count("The environment has not answered for 0 s; where it is, is in") == 1
+    assert "press Ctrl-C twice: the last checkpoint stays" in said
+    assert "test_where_an_environment_hangs_is_said_once" in (tmp_path / "failures.txt").read_text()

@@ -1,0 +1,63 @@
+import pytest
+import tiny
+import torch
+
+from dreamer.errors import UserMistake
+from dreamer.preflight import Needs, activation_bytes, check, needs, size
+
+
+@pytest.fixture(scope="module")
+def parts():
+    config, agent, vector, replay, _ = tiny.tiny_run(capacity=100)
+    return config, agent, replay
+
+
+def kept(agent, batch):
+    """Bytes of what a real loss keeps for its gradients."""
+    storages = {}
+
+    def keep(value):
+        storages[value.untyped_storage().data_ptr()] = value.untyped_storage()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        loss = agent.loss(batch)
+    assert loss[0].requires_grad
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("length", [4, 8, 32])
+def test_activations_are_those_of_a_real_loss(length):
+    config, agent, *_, replay, _ = tiny.tiny_run(f"replay.length={length}", capacity=100)
+    batch = replay.blank(2)
+    before = agent.generator.get_state()
+    told = activation_bytes(agent, batch)
+    assert torch.equal(before, agent.generator.get_state()), "nothing is drawn for it"
+    assert told == pytest.approx(kept(agent, batch), rel=0.1)
+
+
+def test_the_model_counts_four_times_and_the_slow_critic_once(parts):
+    _, agent, replay = parts
+    need = needs(agent, replay)
+    slow = sum(p.numel() for p in agent.actor_critic.slow_critic.parameters())
+    assert need.model == 4 * (4 * agent.parameter_count + slow)
+    assert need.replay == replay.bytes and need.total == sum(need)
+
+
+def test_what_does_not_fit_is_refused_with_what_would(parts):
+    _, agent, _ = parts
+    need = Needs(replay=10**9, model=2 * 10**9, activations=4 * 10**9)
+    check(need, 7 * 10**9, agent)
+    with pytest.raises(UserMistake) as error:
+        check(need, 6 * 10**9, agent)  # 3 are left for batches of 2, which take 4: one
+    assert str(error.value) == (
+        "a 1m model with batches of 2 x 4 steps needs 7 GB of memory (replay 1 GB when full, model 2 GB, an update "
+        "4 GB), but cpu has 6 GB; replay.batch=1 would fit"
+    )
+    with pytest.raises(UserMistake, match="give a smaller --size"):
+        check(need, 4 * 10**9, agent)
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "0.999 kB"), (1_070, "1.07 kB"), (84.4e6, "84.4 MB"), (2e9, "2 GB")])
+def test_sizes(count, text):
+    assert size(int(count)) == text
