@@ -29,7 +29,9 @@ def blaming(name: str, doing: str) -> Iterator[None]:
     except Exception as error:  # anything: it is somebody else's code
         words = " ".join(str(error).split())  # one line
         said = f": {words[:300]}" if words else ""
-        raise EnvironmentFailed(f"{name} raised {type(error).__name__} {doing}{said} ({_place(error)}).") from error
+        # A syntax error says itself where it is.
+        place = "" if isinstance(error, SyntaxError) else f" ({_place(error)})"
+        raise EnvironmentFailed(f"{name} raised {type(error).__name__} {doing}{said}{place}.") from error
 
 
 def _place(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Kill a run again and again, and compare its end with that of a run that nobody killed.
 
-    python tests/faults.py --kills 100 > runs/results/faults/kills.txt
+    PYTHONPATH=. python tests/faults.py --kills 100 > runs/results/faults/kills.txt
 
 Each time the process is killed (SIGKILL) after a random time, and the same command is given again. Checkpoints are
 written all the time, so that many kills fall into the writing of one.
