@@ -4,14 +4,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .agent import Agent
 from .errors import UserMistake
 from .replay import Batch, Replay
-from .rssm import State
 
-FEW_STEPS = 8  # from which the memory of long sequences is told: it grows in proportion
+FEW_STEPS = 4  # from which the memory of long sequences is told: it grows in proportion
 
 
 class Needs(NamedTuple):
@@ -27,47 +25,50 @@ class Needs(NamedTuple):
 
 
 def needs(agent: Agent, replay: Replay) -> Needs:
-    """What a run of this agent will take, on the device; nothing is computed or allocated for it."""
+    """What a run of this agent will take, on its device."""
     count = replay.bytes if replay.device.type == agent.device.type else 0
     # Each parameter has a gradient and two moments beside it.
     parameters = sum(p.numel() * p.element_size() for p in agent.parameters)
     slow = sum(p.numel() * p.element_size() for p in agent.actor_critic.slow_critic.parameters())
-    return Needs(count, 4 * parameters + slow, activation_bytes(agent, replay.blank(agent.config.replay.batch)))
+    return Needs(count, 4 * parameters + slow, activation_bytes(agent, replay))
 
 
-def activation_bytes(agent: Agent, batch: Batch) -> int:
-    """What a loss keeps for its gradients, as if it were computed step by step; a compiled one keeps less."""
-    length = batch.reward.shape[1]
-    steps = min(length, FEW_STEPS)
-    kept: dict[int, int] = {}
-    storages = []  # alive as long as they are told apart by where they are
+def activation_bytes(agent: Agent, replay: Replay) -> int:
+    """What a loss keeps for its gradients, told from two short sequences: what each step adds, and what does not grow.
+
+    As if it were computed without a compiler; a compiled loss keeps less.
+    """
+    config = agent.config.replay
+    steps = min(config.length, FEW_STEPS)
+    one, two = (kept(agent, first_steps(replay.blank(sequences), steps)) for sequences in (1, 2))
+    each, always = (two - one) / steps, 2 * one - two
+    return int(always + each * config.batch * config.length)
+
+
+def kept(agent: Agent, batch: Batch) -> int:
+    """Bytes that the loss of a batch keeps for its gradients; nothing changes."""
+    storages = {}
 
     def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        storages.append(storage)
-        kept[storage._cdata] = storage.nbytes()
+        storages[value.untyped_storage().data_ptr()] = value.untyped_storage()
         return value
 
     before = agent.generator.get_state()
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
-    ):
-        agent.loss(first_steps(batch, steps).to(agent.device))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        agent.loss(batch.to(agent.device))
     agent.generator.set_state(before)
-    return sum(kept.values()) * length // steps
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def first_steps(batch: Batch, steps: int) -> Batch:
     """The first `steps` of every sequence of a batch."""
-    return Batch(
+    return batch._replace(
         observation={key: value[:, :steps] for key, value in batch.observation.items()},
         prev_action=batch.prev_action[:, :steps],
         reward=batch.reward[:, :steps],
         is_first=batch.is_first[:, :steps],
         is_last=batch.is_last[:, :steps],
         is_terminal=batch.is_terminal[:, :steps],
-        start=State(batch.start.deter, batch.start.stoch),
     )
 
 
