@@ -92,19 +92,29 @@ def normal_entropy(std: Tensor) -> Tensor:
 # Two-hot -----------------------------------------------------------------------------------------------
 
 BINS = 255
+HALF = BINS // 2
 
 
 def twohot_bins(device: torch.device | str | None = None) -> Tensor:
-    """The 255 bin centres: `symexp(linspace(-20, 0, 128))` and its mirror, in raw value space."""
+    """The 255 bin centres: `symexp(linspace(-20, 0, 128))` and its mirror, in raw value space, ascending."""
     half = symexp(torch.linspace(-20, 0, (BINS + 1) // 2, dtype=torch.float32, device=device))
     return torch.cat([half, -half[:-1].flip(0)])
 
 
+def twohot_places(bins: Tensor) -> Tensor:
+    """Where the logits of bins lie, which are numbered from the lowest: (...) -> (...).
+
+    First those of negative bins, ascending; then their mirror images, in the same order; last that of 0. What
+    `twohot_mean` adds pairwise lies in two slices of the same order: a reversed one would be read number by number.
+    """
+    return torch.where(bins < HALF, bins, torch.where(bins == HALF, BINS - 1, BINS - 1 + HALF - bins))
+
+
 def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
-    """Cross-entropy (...) of logits (..., 255) with the two-hot target (...) (paper eq. 10).
+    """Cross-entropy (...) of logits (..., 255), in the order of `twohot_places`, with the two-hot target (...).
 
     The raw target is split linearly between its two neighbouring bins; beyond the last bin it goes to
-    that bin. The target gets no gradient.
+    that bin (paper eq. 10). The target gets no gradient.
     """
     target = target.detach().float().contiguous()
     above = torch.searchsorted(bins, target, right=True).clamp(1, len(bins) - 1)
@@ -113,21 +123,20 @@ def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
     weight = ((target - low) / (high - low)).clamp(0, 1)
     # Dense targets, since a gather's gradient is a scatter, which costs more than everything else here.
     index = torch.arange(len(bins), device=bins.device)
-    shares = torch.where(index == below.unsqueeze(-1), (1 - weight).unsqueeze(-1), 0.0)
-    shares = torch.where(index == above.unsqueeze(-1), weight.unsqueeze(-1), shares)
+    shares = torch.where(index == twohot_places(below).unsqueeze(-1), (1 - weight).unsqueeze(-1), 0.0)
+    shares = torch.where(index == twohot_places(above).unsqueeze(-1), weight.unsqueeze(-1), shares)
     return -(shares * F.log_softmax(logits.float(), -1)).sum(-1)
 
 
 def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
-    """Expected value (...) of logits (..., 255), exactly 0 for uniform logits.
+    """Expected value (...) of logits (..., 255), in the order of `twohot_places`; exactly 0 for uniform logits.
 
     Mirrored bins are added pairwise before the sum, so that equal probabilities cancel in whatever order
     a compiler adds the pairs: `p[i] b[i] + p[-i] b[-i] = (p[-i] - p[i]) |b[i]|`.
     """
     probs = torch.softmax(logits.float(), -1)
-    half = len(bins) // 2
-    left, right = probs[..., :half], probs[..., half + 1 :].flip(-1)
-    return ((right - left) * -bins[:half]).sum(-1)
+    negative, positive = probs[..., :HALF], probs[..., HALF : 2 * HALF]
+    return ((positive - negative) * -bins[:HALF]).sum(-1)
 
 
 # Bernoulli ---------------------------------------------------------------------------------------------

@@ -351,7 +351,8 @@ def deterministic_step(
     # Within each block lie a reset gate, a candidate and an update gate, each as wide as the block's slice of deter.
     gates = (block_linear(hidden, weights.gates) + offsets.gates).float().unflatten(-1, (blocks, 3, -1))
     reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
-    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    # tanh(x) = 2 sigmoid(2 x) - 1, which compilers make faster.
+    candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
     update = torch.sigmoid(update - 1)
     return update * candidate + (1 - update) * deter, (narrow, stoch, shared, hidden)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def flags(*steps: int) -> torch.Tensor:
 def implied_return(loss: torch.Tensor, actor_critic: ActorCritic) -> float:
     """The return a cross-entropy was taken with, from its gradient `softmax - twohot` to a critic of equal logits."""
     (gradient,) = torch.autograd.grad(loss, [actor_critic.critic.out.bias], retain_graph=True)
-    twohot = 1 / 255 - gradient.double()
+    twohot = 1 / 255 - gradient.double()[tiny.BINS_TO_LOGITS]
     twohot[twohot.abs() < 1e-6] = 0
     steps = torch.arange(-127, 128, dtype=torch.float64) * 20 / 127
     return (twohot @ (steps.sign() * steps.abs().expm1())).item()
@@ -155,7 +156,7 @@ def test_the_replayed_loss_holds_the_critic_to_its_slow_copy_too():
     actor_critic = make(fresh=True)
     bias = torch.zeros(255)
     bias[127] = LN2  # 2/256 for the value 0, else 1/256
-    say(actor_critic.critic.out, bias.tolist())
+    say(actor_critic.critic.out, tiny.placed(bias).tolist())
     reward = torch.tensor([[0.0, 1e12, 0, 0]])
     zero = torch.zeros(1, 4)
     losses = actor_critic.replay_losses(torch.randn(1, 4, F), reward, flags(1), flags(1), zero)["replay_critic"]
@@ -372,7 +373,7 @@ def test_the_critic_learns_the_imagined_returns():
     losses, _, _, _ = actor_critic.imagined_losses(**hand_made())
     # Mean over two steps, each with its weight; equal logits pull with 1/255 towards each bin, which cancels out.
     (gradient,) = torch.autograd.grad(losses["critic"][0], [actor_critic.critic.out.bias])
-    twohot = 0.375 / 255 - gradient.double()
+    twohot = 0.375 / 255 - gradient.double()[tiny.BINS_TO_LOGITS]
     twohot[twohot.abs() < 1e-6] = 0
     steps = torch.arange(-127, 128, dtype=torch.float64) * 20 / 127
     near(twohot @ (steps.sign() * steps.abs().expm1()), (0.5 * 1.95 + 0.25 * 2) / 2, rtol=1e-4)
@@ -404,8 +405,8 @@ def test_the_return_scale_is_updated_before_it_is_used():
 def naive_imagined(actor_critic: ActorCritic, given: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Actor and critic loss (N,) in numpy; only the networks' policy are taken from the code."""
     with torch.no_grad():
-        logits = actor_critic.critic(given["feature"]).double().numpy()
-        slow_logits = actor_critic.slow_critic(given["feature"]).double().numpy()
+        logits = actor_critic.critic(given["feature"])[..., tiny.BINS_TO_LOGITS].double().numpy()
+        slow_logits = actor_critic.slow_critic(given["feature"])[..., tiny.BINS_TO_LOGITS].double().numpy()
         raw = actor_critic.actor.heads[0][0](actor_critic.actor.mlp(given["feature"])).double().numpy()
     reward, con = given["reward"].double().numpy(), given["continuation"].double().numpy()
     bins = np.arange(-127, 128) * 20 / 127
@@ -450,8 +451,8 @@ def test_imagined_losses_equal_a_plain_version():
     # A critic with values of a few hundred, its slow copy with others: the return scale is above one.
     bias = torch.full((255,), -8.0)
     bias[165:172] = 3.0
-    say_bias(actor_critic.critic.out, bias)
-    say_bias(actor_critic.slow_critic.out, bias.roll(-12))
+    say_bias(actor_critic.critic.out, tiny.placed(bias))
+    say_bias(actor_critic.slow_critic.out, tiny.placed(bias.roll(-12)))
     losses, _, scale, metrics = actor_critic.imagined_losses(**given)
     assert metrics["return_scale"] > 1 and losses["actor"].shape == losses["critic"].shape == (6,)
     actor, critic = naive_imagined(actor_critic, given)

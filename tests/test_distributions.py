@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,11 +167,18 @@ def test_normal_entropy_sums_over_the_dimensions():
 # Two-hot -----------------------------------------------------------------------------------------------
 
 
+def test_mirrored_bins_lie_at_the_same_places_of_two_slices():
+    assert sorted(tiny.BINS_TO_LOGITS.tolist()) == list(range(255))
+    bins = tiny.placed(dist.twohot_bins())
+    assert torch.equal(bins[:127], -bins[127:254]) and bins[254] == 0
+    assert (bins[:127].diff() > 0).all()
+
+
 def spread(target: float) -> torch.Tensor:
     """The two-hot distribution of a target: with equal logits the loss has the gradient `1/255 - twohot`."""
     logits = torch.zeros(255, requires_grad=True)
     dist.twohot_loss(logits, torch.tensor(target), dist.twohot_bins()).backward()
-    result = 1 / 255 - logits.grad
+    result = 1 / 255 - logits.grad[tiny.BINS_TO_LOGITS]
     return torch.where(result.abs() < 1e-6, 0, result)
 
 
@@ -216,7 +224,7 @@ def test_twohot_loss_literals():
     near(dist.twohot_loss(torch.zeros(2, 255), tensor(0, 1e3), bins), math.log(255))
     logits = torch.zeros(3, 255)
     logits[:, 128] = LN2  # then all 255 probabilities are 1/256 but for one of 2/256
-    loss = dist.twohot_loss(logits, tensor(BIN1, 0, BIN1 / 4), bins)
+    loss = dist.twohot_loss(tiny.placed(logits), tensor(BIN1, 0, BIN1 / 4), bins)
     near(loss, [math.log(128), math.log(256), 0.25 * math.log(128) + 0.75 * math.log(256)])
 
 
@@ -240,7 +248,7 @@ def test_the_mean_of_uniform_logits_is_exactly_zero(constant):
 def test_the_mean_of_one_bin_is_that_bin(index):
     logits = torch.full((255,), -1e4)
     logits[index] = 1e4
-    near(dist.twohot_mean(logits, dist.twohot_bins()), dist.twohot_bins()[index])
+    near(dist.twohot_mean(tiny.placed(logits), dist.twohot_bins()), dist.twohot_bins()[index])
 
 
 def test_the_mean_is_the_sum_of_probability_times_bin():
@@ -249,7 +257,7 @@ def test_the_mean_is_the_sum_of_probability_times_bin():
     probs /= probs.sum(-1, keepdims=True)
     steps = np.arange(-127, 128) * 20 / 127
     expected = probs @ (np.sign(steps) * np.expm1(np.abs(steps)))
-    near(dist.twohot_mean(logits, dist.twohot_bins()), expected, rtol=1e-4)
+    near(dist.twohot_mean(tiny.placed(logits), dist.twohot_bins()), expected, rtol=1e-4)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -95,6 +95,8 @@ def converted(prefix: str, theirs: str) -> torch.Tensor:
     value = golden(f"{prefix}/{theirs}")
     if theirs.startswith("dec/mlp/linear0/kernel"):
         value = torch.cat([value[STOCH * CLASSES :], value[: STOCH * CLASSES]])  # [stoch, deter] there
+    if value.shape[-1] == dist.BINS:  # bins in ascending order there
+        value = value[..., dist.twohot_places(torch.arange(dist.BINS)).argsort()]
     return value.T if value.ndim == 2 else value
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,7 +141,7 @@ def test_the_reward_loss_belongs_to_the_step_the_reward_came_with():
     model, batch = make(), make_batch()
     bias = torch.zeros(255)
     bias[127] = math.log(2)  # reward 0 has probability 2/256, every other 1/256
-    biased(model.reward, bias)
+    biased(model.reward, tiny.placed(bias))
     reward = torch.zeros(B, T)
     reward[0, 0], reward[1, 3], reward[0, 4] = 5.0, -2.0, 1e12
     expected = torch.full((B, T), math.log(128))
@@ -161,7 +162,7 @@ def test_outcome_is_the_mean_reward_and_the_probability_to_continue():
     model = make()
     bias = torch.full((255,), -1e4)
     bias[130] = 1e4
-    biased(model.reward, bias)
+    biased(model.reward, tiny.placed(bias))
     biased(model.continuation, torch.tensor([LN3]))
     reward, continuation = model.outcome(torch.randn(4, 6, model.feature_width))
     near(reward, torch.full((4, 6), math.expm1(3 * 20 / 127)))

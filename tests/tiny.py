@@ -10,6 +10,7 @@ from gymnasium import spaces
 import envs
 from dreamer.agent import Agent
 from dreamer.config import make_config
+from dreamer.distributions import twohot_places
 from dreamer.replay import Replay, Transition
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -31,6 +32,16 @@ WIDTHS = (
     "run.precision=float32",
     "run.device=cpu",
 )
+
+
+BINS_TO_LOGITS = twohot_places(torch.arange(255))
+
+
+def placed(ascending):
+    """Logits (..., 255) of the bins from the lowest to the highest, in the order that the heads give them."""
+    logits = torch.empty_like(ascending)
+    logits[..., BINS_TO_LOGITS] = ascending
+    return logits
 
 
 def tiny_config(*settings, task="gym/CartPole-v1", **given):
