@@ -5,9 +5,9 @@
     versions.json           of Python and the packages
     metrics.jsonl, events.*   curves, as JSON lines and for TensorBoard
     failures.txt            the tracebacks of what went wrong, if something did
-    state-B.pt              weights, optimiser, counters, generators, open episodes, at row B of every stream
+    state-C.pt              weights, optimiser, counters, generators, open episodes, at row C of every stream
     replay/rows-A-B.pt      rows A to B of every stream: what never changes, only ever appended
-    replay/latents-B.pt     the latents of all rows held at row B, written anew with each checkpoint
+    replay/latents-C-A-B.pt   the latents of rows A to B as they were at row C, written anew with each checkpoint
     checkpoint.json         the newest checkpoint: its files with their SHA-256; written last
     previous.json           the one before it
     lock                    held by the process that trains here
@@ -45,6 +45,7 @@ from .machine import choose_device, choose_dtype
 from .replay import Replay
 
 FORMAT = 2
+PART_BYTES = 1 << 28  # of the replay in one file
 NEWEST, PREVIOUS = "checkpoint.json", "previous.json"
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm-control", "mujoco", "tensorboard")
 
@@ -66,10 +67,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)  # on a full disk its place is needed
         raise
     temporary.replace(path)
-    if os.name == "posix":  # the new name, too
+    if os.name == "posix":  # the new name, too, where the file system can
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):
+                os.fsync(folder)
         finally:
             os.close(folder)
 
@@ -131,12 +133,22 @@ def _read_tensors(path: Path) -> Any:
         ) from error
 
 
-class _Segment(NamedTuple):
-    """A file of rows: the first, and the one after the last."""
+class _Part(NamedTuple):
+    """A file of rows or latents: the first row, the one after the last."""
 
     start: int
     end: int
     name: str
+
+
+def _parts(kind: str, files: dict[str, str]) -> list[_Part]:
+    """The files of a kind among some, in order."""
+    names = [(re.fullmatch(rf"replay/{kind}-(?:\d+-)??(\d+)-(\d+)\.pt", name), name) for name in files]
+    return sorted(_Part(int(match[1]), int(match[2]), name) for match, name in names if match)
+
+
+class RowsDamaged(CheckpointError):
+    """Nothing but rows of a checkpoint is damaged: it can be used from the row after them."""
 
 
 class Checkpoint:
@@ -164,44 +176,47 @@ class Checkpoint:
             raise CheckpointError(f"{path} was not written by this program")
         self.folder, self.name, self.manifest = folder, name, data
         self.files: dict[str, str] = data["files"]
+        self.first = 0  # rows before it are not used
 
     def check(self, with_replay: bool) -> None:
-        """Compare the files with what was saved."""
+        """Compare the files with what was saved. Raises RowsDamaged if nothing but rows is not whole."""
+        problems = {}
         for name, digest in self.files.items():
             if not with_replay and name.startswith("replay/"):
                 continue
             try:
                 with (self.folder / name).open("rb") as file:
-                    good = hashlib.file_digest(file, "sha256").hexdigest() == digest
+                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        problems[name] = f"{self.folder / name} is damaged: it is not what was saved"
             except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder / name} is missing or cannot be read ({error.strerror})"
-                ) from error
-            if not good:
-                raise CheckpointError(f"{self.folder / name} is damaged: it is not what was saved")
+                problems[name] = f"{self.folder / name} is missing or cannot be read ({error.strerror})"
+        damaged = [part for part in _parts("rows", self.files) if part.name in problems]
+        if damaged and len(damaged) == len(problems):
+            self.first = damaged[-1].end
+            raise RowsDamaged(problems[damaged[-1].name])
+        for problem in problems.values():
+            raise CheckpointError(problem)
 
     def state(self) -> dict[str, Any]:
         """What was given to `save`."""
-        return self._read("state-")["state"]
+        return self._read_state()["state"]
 
     def fill(self, replay: Replay) -> None:
         """Rows, latents and the queue into a new replay, which may be larger or smaller than the one saved."""
-        state = self._read("state-")["replay"]
-        needed = [segment for segment in segments(self.files) if segment.end > replay.oldest_at(state["count"])]
-        rows = [_read_tensors(self.folder / segment.name) for segment in needed]
-        replay.load(state, _concatenate(rows), self._read("replay/latents-"))
+        replay.load_state_dict(self._read_state()["replay"])
+        first = max(self.first, replay.oldest)
+        rows = [part for part in _parts("rows", self.files) if part.end > first and part.start >= self.first]
+        latents = [part for part in _parts("latents", self.files) if part.end > first]
+        for part in (*rows, *latents):
+            replay.put(part.start, _read_tensors(self.folder / part.name))
+        held = [parts[0].start if parts else replay.count for parts in (rows, latents)]
+        replay.hold_from(max(first, *held))
 
-    def _read(self, kind: str) -> Any:
-        name = next((name for name in self.files if name.startswith(kind)), None)
+    def _read_state(self) -> Any:
+        name = next((name for name in self.files if name.startswith("state-")), None)
         if name is None:
             raise CheckpointError(f"{self.folder / self.name} was not written by this program")
         return _read_tensors(self.folder / name)
-
-
-def segments(files: dict[str, str]) -> list[_Segment]:
-    """The files of rows among some, in order."""
-    names = [(re.fullmatch(r"replay/rows-(\d+)-(\d+)\.pt", name), name) for name in files]
-    return sorted(_Segment(int(match[1]), int(match[2]), name) for match, name in names if match)
 
 
 class RunFolder:
@@ -246,7 +261,13 @@ class RunFolder:
         """Whether something else lies there, which a new run would mix with its own."""
         if self.holds_run or not self.path.is_dir():
             return False
-        beginning = {"lock", "replay", "spaces.json", "versions.json"}  # of a run that was stopped at once
+        beginning = {
+            "lock",
+            "replay",
+            "spaces.json",
+            "versions.json",
+            "config.json",
+        }  # of a run that was stopped at once
         return any(path.name.removesuffix(".partial") not in beginning for path in self.path.iterdir())
 
     @contextlib.contextmanager
@@ -353,57 +374,73 @@ class RunFolder:
 
     def _write(self, state: dict[str, Any], replay: Replay) -> dict[str, Any]:
         """Write all files of a checkpoint; returns their list."""
-        count = replay.count
-        files = self._rows_on_disk(replay.oldest)
-        start = max((segment.end for segment in segments(files)), default=replay.oldest)
-        new: dict[str, Any] = {f"replay/latents-{count}.pt": replay.export_latents()}
-        if start < count:
-            new[f"replay/rows-{start}-{count}.pt"] = replay.export_rows(start)
-        new[f"state-{count}.pt"] = {"replay": replay.state_dict(), "state": state}
-        for name, data in new.items():
-            files[name] = write_tensors(self.path / name, data)
+        count, oldest = replay.count, replay.oldest
+        files = self._rows_on_disk(oldest)
+        start = max((part.end for part in _parts("rows", files)), default=oldest)
+        # In parts, so that no copy of the whole replay is needed.
+        rows = max(1, PART_BYTES * replay.rows // replay.bytes)
+        for first in range(start, count, rows):
+            name = f"replay/rows-{first}-{min(first + rows, count)}.pt"
+            files[name] = write_tensors(self.path / name, replay.export_rows(first, min(first + rows, count)))
+        for first in range(oldest, count, rows):
+            name = f"replay/latents-{count}-{first}-{min(first + rows, count)}.pt"
+            files[name] = write_tensors(self.path / name, replay.export_latents(first, min(first + rows, count)))
+        name = f"state-{count}.pt"
+        files[name] = write_tensors(self.path / name, {"replay": replay.state_dict(), "state": state})
         return {"format": FORMAT, "counters": state["counters"], "files": files}
 
     def _rows_on_disk(self, oldest: int) -> dict[str, str]:
         """The files of rows from `oldest` on that need not be written again: all, unless somebody removed some."""
         files = self._good["files"] if self._good else {}
-        held = [segment.name for segment in segments(files) if segment.end > oldest]
+        held = [part.name for part in _parts("rows", files) if part.end > oldest]
         return {name: files[name] for name in held} if all((self.path / name).is_file() for name in held) else {}
 
     def _remove_unlisted(self) -> None:
-        """Remove what no checkpoint needs any more, or what was never completed."""
-        listed: set[str] = set()
+        """Remove what no checkpoint needs any more, or what was never completed; nothing if that cannot be told."""
+        listed = set(self._good["files"]) if self._good else set()
         for name in (NEWEST, PREVIOUS):
-            with contextlib.suppress(CheckpointError):
-                listed |= set(Checkpoint(self.path, name).files)
+            if (self.path / name).is_file():
+                try:
+                    listed |= set(Checkpoint(self.path, name).files)
+                except CheckpointError:
+                    return
         for pattern in ("state-*", "replay/rows-*", "replay/latents-*", "*.partial"):
             for path in self.path.glob(pattern):
                 if path.relative_to(self.path).as_posix() not in listed:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # somebody reads it: next time
+                        path.unlink()
 
     def newest(self, with_replay: bool = False, say: Say = warnings.warn) -> Checkpoint:
-        """The newest checkpoint that is whole.
+        """The newest checkpoint that is whole, or else the newest of which only old rows are damaged.
 
         Args:
             with_replay: whether the replay's files must be whole, too.
-            say: is told if that is not the newest one.
+            say: is told if anything is damaged.
 
         Raises:
             CheckpointError: there is none.
         """
-        problems = []
+        problems: list[CheckpointError] = []
+        usable: list[Checkpoint] = []
         for name in (NEWEST, PREVIOUS):
             if not (self.path / name).is_file():
                 continue
             try:
                 found = Checkpoint(self.path, name)
-                found.check(with_replay)
+                try:
+                    found.check(with_replay)
+                except RowsDamaged:
+                    usable.append(found)
+                    raise
             except CheckpointError as error:
                 problems.append(error)
                 continue
             if problems:
                 say(f"{problems[0]}; the checkpoint before it is used")
             return found
+        if usable:
+            say(f"{problems[0]}; the rows up to row {usable[0].first} of each environment are lost, the rest is used")
+            return usable[0]
         if problems:
             raise problems[0]
         raise CheckpointError(f"{self.path} has no checkpoint yet (there is no {NEWEST}); train for longer")
@@ -411,7 +448,6 @@ class RunFolder:
     def resume(self, say: Say) -> Checkpoint | None:
         """The newest checkpoint that is whole, None if the run has none yet; what is saved from now on follows it."""
         if not self.has_checkpoint:
-            self._remove_unlisted()
             return None
         found = self.newest(with_replay=True, say=say)
         self._good = found.manifest
@@ -428,14 +464,22 @@ class RunFolder:
 
 
 def plain(value: Any) -> Any:
-    """Arrays inside nested containers as tensors, which can be read back without executing anything."""
+    """Arrays inside nested containers as tensors, which can be read back without executing anything.
+
+    Raises:
+        TypeError: there is something that could not be read back.
+    """
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
+        return torch.from_numpy(value.copy())  # a TypeError if its kind is none of torch's
     if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
+        return {plain(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be saved")
 
 
 def arrays(value: Any) -> Any:
@@ -447,16 +491,13 @@ def arrays(value: Any) -> Any:
     return [arrays(part) for part in value] if isinstance(value, list) else value
 
 
-def _concatenate(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([part[key] for part in parts], 1) for key in parts[0]} if parts else {}
-
-
 def _lock(file: Any) -> bool:
     """Lock an open file for this process, unless another one has; the system unlocks it when the process ends."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
+            file.seek(1 << 20)  # what is locked cannot be read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

@@ -105,9 +105,7 @@ def train(
 
     from .run import start
 
-    # Where episodes cannot be gone on with, others begin than those that the run began with.
-    seeds = [config.seed, folder.rows] if folder.has_checkpoint else config.seed
-    environments = _environments(config, config.envs, seeds, restarts=config.run.restarts)
+    environments = _environments(config, config.envs, config.seed, restarts=config.run.restarts)
     try:
         start(config, folder, environments)
     finally:
@@ -123,7 +121,7 @@ def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Co
     differing = [
         f"{key} is {there.get(key, 'not set')} there, {wanted[key]} was given"
         for key in wanted
-        if there.get(key) != wanted[key] and key not in ("frames", "replay.capacity") and not key.startswith("run.")
+        if there.get(key) != wanted[key] and not configs.may_change(key)
     ]
     if differing:
         raise UserError(
@@ -246,7 +244,7 @@ def _import_envs() -> ModuleType:
     return envs
 
 
-def _environments(config: "Config", count: int, seed: int | list[int], drawn: bool = False, restarts: int = 0) -> Any:
+def _environments(config: "Config", count: int, seed: int, drawn: bool = False, restarts: int = 0) -> Any:
     """`count` environments of the run's task; `drawn` ones can render themselves."""
     import numpy as np
 

@@ -175,6 +175,11 @@ CHOICES = {
 }
 
 
+def may_change(key: str) -> bool:
+    """Whether a setting may differ when a run goes on: it does not change what is learned from a row."""
+    return key in ("frames", "replay.capacity") or key.startswith("run.")
+
+
 def make_config(task: str, *, size: str | None = None, settings: Iterable[str] = (), **given: Any) -> Config:
     """The config of a task: defaults, the suite's protocol, the model of a size, then what the user gave.
 

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 from . import snapshot
@@ -23,6 +24,7 @@ class Saver:
     """
 
     RETRY_SECONDS = 60.0
+    MOST_TRIES = 600  # at the end of a run: ten hours
 
     def __init__(
         self,
@@ -41,20 +43,21 @@ class Saver:
         self._seconds = config.run.checkpoint_seconds
         self._next = time.monotonic() + self._seconds
         self._error: OSError | None = None
+        self._memory: Memory | None = None
+        self._said = False  # that open episodes cannot be saved
 
     def due(self) -> bool:
         return time.monotonic() > self._next
 
     def save(self, memory: Memory | None) -> None:
         """Raises CheckpointError if what was learned cannot be used any more."""
+        self._memory = memory
         if not self._agent.is_finite():
-            raise CheckpointError(
-                "the weights are not finite any more, so they are not saved; the last checkpoint stays"
-            )
+            raise CheckpointError("the weights are not finite, so they are not saved; the last checkpoint stays")
         self._logger.flush(self._counters)  # so that the curves of a run that goes on from here miss nothing
-        state = snapshot.take(self._agent, self._replay, self._counters, self._logger, self._environments, memory)
+        self._logger.sync()
         try:
-            self._folder.save(state, self._replay)
+            self._folder.save(self._state(memory), self._replay)
             self._error = None
         except OSError as error:
             self._error = error
@@ -64,8 +67,29 @@ class Saver:
             )
         self._next = time.monotonic() + (self.RETRY_SECONDS if self._error else self._seconds)
 
-    def check(self) -> None:
-        """Raise CheckpointError if the last checkpoint could not be written."""
+    def _state(self, memory: Memory | None) -> dict[str, Any]:
+        parts = self._agent, self._replay, self._counters, self._logger, self._environments
+        try:
+            return snapshot.take(*parts, memory)
+        except snapshot.EpisodesLost as error:
+            if not self._said:
+                self._terminal.say(f"Checkpoints cannot hold the open episodes: {str(error).rstrip('.')}")
+            self._said = True
+            return snapshot.take(*parts, None)
+
+    def finish(self, stopped: Callable[[], bool]) -> None:
+        """Try to save the end of the run until it works, or until somebody gives up.
+
+        Raises:
+            CheckpointError: it could not be saved.
+        """
+        tries = 0
+        while self._error and not stopped() and tries < self.MOST_TRIES:
+            if self.due():
+                tries += 1
+                self.save(self._memory)
+            else:
+                time.sleep(min(1.0, self.RETRY_SECONDS))
         if self._error:
             raise CheckpointError(
                 f"the end of the run could not be saved in {self._folder.path} ({self._error.strerror}); make room, or "

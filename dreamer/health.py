@@ -45,7 +45,7 @@ class Health:
         self._config, self._capacity = config, capacity
         self._least, self._most = entropy_range(action, config)
         self._discount = 1 - 1 / config.behavior.discount_horizon
-        self._said: set[str] = set()
+        self.said: set[str] = set()  # names of the signs that were said
         self._past: deque[tuple[int, dict[str, float]]] = deque()  # updates, means since the entry before
         self._best: deque[float] = deque(maxlen=RECENT)
 
@@ -66,8 +66,8 @@ class Health:
         signs = {"replay": self._replay(rows)}
         if self._past[-1][0] - self._past[0][0] >= LONG:
             signs |= {"entropy": self._entropy(), "kl": self._kl(), "scale": self._scale(), "values": self._values()}
-        new = {name: sentence for name, sentence in signs.items() if sentence and name not in self._said}
-        self._said |= set(new)
+        new = {name: sentence for name, sentence in signs.items() if sentence and name not in self.said}
+        self.said |= set(new)
         return [sentence for sentence in new.values() if sentence]
 
     def _replay(self, rows: int) -> str | None:

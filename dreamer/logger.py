@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from .agent import Agent
 from .checkpoint import write_atomically
 from .config import Config
+from .errors import UserMistake
 from .health import Health
 from .published import Band, curve, passes_zero, short, standing, tolerance, window
 from .replay import Batch
@@ -33,6 +34,7 @@ from .video import comparison, gif, open_loop, to_rgb
 
 QUIET_SECONDS = 10.0  # between plain lines, where there is no terminal
 FIRST_VIDEO_SECONDS = 60.0
+LONGEST_EPISODE = 200_000  # steps; what is longer, or never ends, is not looked at as a whole
 
 
 class Curves:
@@ -52,7 +54,7 @@ class Curves:
     def __init__(self, folder: Path, frames: int, say: Callable[[str], object]):
         self._path, self._say = folder / "metrics.jsonl", say
         if self._path.exists():
-            lines = [line for line in self._path.read_text().splitlines() if _frames_of(line) <= frames]
+            lines = [line for line in self._path.read_text(errors="replace").splitlines() if _frames_of(line) <= frames]
             text = "".join(line + "\n" for line in lines)
             write_atomically(self._path, lambda target: target.write_text(text))
         self._waiting = b""  # what is not written yet
@@ -83,6 +85,11 @@ class Curves:
             height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif(frames)
         )
         self._show(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def sync(self) -> None:
+        """See that what was written survives a loss of power."""
+        with suppress(OSError), self._path.open("ab") as file:
+            os.fsync(file.fileno())
 
     def _write(self) -> None:
         """Unbuffered, so that it is known how much of a line a full disk took."""
@@ -141,6 +148,13 @@ def _frames_of(line: str) -> float:
         return math.inf  # a line cut short by a crash
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """A terminal that is gone, or a log on a full disk, must not end a run."""
+    with suppress(OSError, ValueError):  # ValueError: the stream is closed
+        yield
+
+
 class Terminal:
     """One line that is rewritten in a terminal; plain lines now and then elsewhere."""
 
@@ -153,14 +167,14 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        with self._lock:
+        with self._lock, _unheard():
+            self._last = time.monotonic()
             self._clear()
             print(text, file=self._stream, flush=True)
-            self._last = time.monotonic()
 
     def progress(self, *parts: str) -> None:
         """The live line, of as many parts as fit, the first ones first; elsewhere a plain line, but not too often."""
-        with self._lock:
+        with self._lock, _unheard():
             now = time.monotonic()
             if now - self._last < (0.2 if self._live else QUIET_SECONDS):
                 return
@@ -172,14 +186,14 @@ class Terminal:
                     parts = parts[:-1]
                     text = ", ".join(parts)
                 text = text[:columns]
+            self._last = now
+            self._shown = len(text) if self._live else 0
             self._stream.write(text if self._live else text + "\n")
             self._stream.flush()
-            self._shown = len(text) if self._live else 0
-            self._last = now
 
     def clear(self) -> None:
         """Take the live line back."""
-        with self._lock:
+        with self._lock, _unheard():
             self._clear()
             self._stream.flush()
 
@@ -252,6 +266,8 @@ class Logger:
                 self._rewards[place] = []
             elif (seen := self._rewards[place]) is not None:
                 seen.append(reward)
+                if len(seen) > LONGEST_EPISODE:
+                    self._rewards[place] = None
         for i in np.flatnonzero(rows.is_last):
             if (seen := self._rewards[i]) is not None:
                 self._health.episode(seen, bool(rows.is_terminal[i]))
@@ -279,6 +295,13 @@ class Logger:
         if not agent.observation_spec.images or now - self._shown < self._config.run.video_seconds:
             return
         self._shown = now
+        try:
+            self._film_and_predict(agent, batch, counters)
+        except Exception as error:  # a picture is not worth a run
+            self._shown = math.inf
+            self._terminal.say(f"No more pictures for TensorBoard, since drawing one failed: {error}")
+
+    def _film_and_predict(self, agent: Agent, batch: Batch, counters: Counters) -> None:
         few = 4  # sequences side by side
         if self._film.finished:
             self._curves.add_video("episode/video", np.stack(self._film.finished), counters.frames)
@@ -319,12 +342,18 @@ class Logger:
             "recent": list(self._recent),
             "episodes": self._episodes,
             "skipped": self._skipped,
+            "signs": sorted(self._health.said),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._scores, self._lengths = state["scores"].copy(), state["lengths"].copy()
         self._recent.extend(state["recent"])
         self._episodes, self._skipped = state["episodes"], state["skipped"]
+        self._health.said |= set(state["signs"])
+
+    def sync(self) -> None:
+        """See that the curves survive a loss of power."""
+        self._curves.sync()
 
     def close(self, counters: Counters) -> None:
         self.flush(counters)
@@ -352,7 +381,11 @@ class Logger:
     def _compare(self, band: Band) -> None:
         """The score so far beside the published one."""
         task = self._config.task
-        score = Curve(self._folder, self._config, *episodes(self._folder)).at(band.frames, window(task))
+        try:
+            score = Curve(self._folder, self._config, *episodes(self._folder)).at(band.frames, window(task))
+        except (OSError, UserMistake) as error:  # somebody has removed the scores
+            self._terminal.say(f"Cannot compare with the published score: {error}")
+            return
         if score is None:
             return
         sentence = standing(self._config, band, score)

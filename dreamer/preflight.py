@@ -15,22 +15,21 @@ FEW_STEPS = 4  # from which the memory of long sequences is told: it grows in pr
 class Needs(NamedTuple):
     """Bytes that a run takes, the last one for the moment before the gradients of an update are computed."""
 
-    replay: int
+    replay: int  # when full
     model: int
     activations: int
 
-    @property
-    def total(self) -> int:
-        return sum(self)
+    def on(self, agent: Agent, replay: Replay) -> int:
+        """Those that the agent's device has to hold."""
+        return self.model + self.activations + self.replay * (replay.device.type == agent.device.type)
 
 
 def needs(agent: Agent, replay: Replay) -> Needs:
     """What a run of this agent will take, on its device."""
-    count = replay.bytes if replay.device.type == agent.device.type else 0
     # Each parameter has a gradient and two moments beside it.
     parameters = sum(p.numel() * p.element_size() for p in agent.parameters)
     slow = sum(p.numel() * p.element_size() for p in agent.actor_critic.slow_critic.parameters())
-    return Needs(count, 4 * parameters + slow, activation_bytes(agent, replay))
+    return Needs(replay.bytes, 4 * parameters + slow, activation_bytes(agent, replay))
 
 
 def activation_bytes(agent: Agent, replay: Replay) -> int:
@@ -76,19 +75,20 @@ def in_words(need: Needs) -> str:
     return f"replay {size(need.replay)} when full, model {size(need.model)}, an update {size(need.activations)}"
 
 
-def check(need: Needs, available: int, agent: Agent) -> None:
+def check(need: Needs, available: int, agent: Agent, replay: Replay) -> None:
     """Raise UserMistake if a run does not fit.
 
     Args:
         available: bytes of the device's memory.
     """
-    if need.total <= available:
+    total = need.on(agent, replay)
+    if total <= available:
         return
-    config, most = agent.config.replay, available - need.model - need.replay
+    config, most = agent.config.replay, available - (total - need.activations)
     fits = config.batch * most // max(1, need.activations)
-    hint = f"replay.batch={fits} would fit" if fits >= 1 else "give a smaller --size"
+    hint = f"replay.batch={fits} would fit" if fits >= 1 else "give a smaller --size or replay.capacity"
     raise UserMistake(
-        f"a {agent.config.size} model with batches of {config.batch} x {config.length} steps needs {size(need.total)} "
+        f"a {agent.config.size} model with batches of {config.batch} x {config.length} steps needs {size(total)} "
         f"of memory ({in_words(need)}), but {agent.device.type} has {size(available)}; {hint}"
     )
 

@@ -250,31 +250,38 @@ class Replay:
 
     # Saving --------------------------------------------------------------------------------------------
 
-    def export_rows(self, start: int) -> dict[str, Tensor]:
-        """Copies of all that never changes of rows `start`.. of every stream: {key: (N, rows, ...)}."""
-        return self._export(start, [key for key in self.data if key not in LATENTS])
+    def export_rows(self, start: int, end: int) -> dict[str, Tensor]:
+        """Copies of all that never changes of rows `start` to `end` of every stream: {key: (N, rows, ...)}."""
+        return self._export(start, end, [key for key in self.data if key not in LATENTS])
 
-    def export_latents(self) -> dict[str, Tensor]:
-        """Copies of the latents of every row held, oldest first: {key: (N, rows, ...)}."""
-        return self._export(self.oldest, list(LATENTS))
+    def export_latents(self, start: int, end: int) -> dict[str, Tensor]:
+        """Copies of the latents of rows `start` to `end` of every stream: {key: (N, rows, ...)}."""
+        return self._export(start, end, list(LATENTS))
 
-    def _export(self, start: int, keys: list[str]) -> dict[str, Tensor]:
-        places = torch.arange(start, self.count, device=self.device) % self.rows
+    def _export(self, start: int, end: int, keys: list[str]) -> dict[str, Tensor]:
+        places = torch.arange(start, end, device=self.device) % self.rows
         return {key: self.data[key][:, places].cpu() for key in keys}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the rows themselves."""
         return {"count": self.count, "queue": [list(window) for window in self.queue]}
 
-    def load(self, state: dict[str, Any], rows: dict[str, Tensor], latents: dict[str, Tensor]) -> None:
-        """Restore: `rows` and `latents` end at row `count` of `state`, oldest first, each (N, rows, ...)."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Everything but the rows, which `put` and `hold_from` are to bring."""
         self.count = int(state["count"])
         self.queue = deque(Window(*window) for window in state["queue"])
-        self.first = self.count - min((values.shape[1] for values in (rows | latents).values()), default=0)
-        for key, values in (rows | latents).items():
-            kept = min(values.shape[1], self.rows)
-            places = torch.arange(self.count - kept, self.count, device=self.device) % self.rows
-            self.data[key][:, places] = values[:, values.shape[1] - kept :].to(self.device)
+
+    def put(self, start: int, values: dict[str, Tensor]) -> None:
+        """Put back what was exported from row `start` on, but for what this ring is too small to hold."""
+        for key, value in values.items():
+            end = start + value.shape[1]
+            first = min(end, max(start, self.count - self.rows))
+            places = torch.arange(first, end, device=self.device) % self.rows
+            self.data[key][:, places] = value[:, first - start :].to(self.device)
+
+    def hold_from(self, first: int) -> None:
+        """All rows from `first` on were put back; those before it are lost."""
+        self.first = first
         # Rows are saved once, so a flag that `add` set afterwards is derived again.
         places = torch.arange(self.oldest, self.count, device=self.device) % self.rows
         self.data["is_last"][:, places[:-1]] |= self.data["is_first"][:, places[1:]]

@@ -13,7 +13,7 @@ import torch
 
 from . import preflight, snapshot
 from .agent import Agent
-from .checkpoint import RunFolder
+from .checkpoint import CheckpointError, RunFolder
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds
 from .errors import UserMistake
 from .guards import Restarts, Saver, Watchdog
@@ -46,7 +46,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         check_spaces(folder, environments)
     replay = _replay(config, agent, environments.repeat, folder.rows)
     need = preflight.needs(agent, replay)
-    preflight.check(need, device_memory(device), agent)
+    preflight.check(need, device_memory(device), agent, replay)
     about = [*describe(config, agent, replay, environments), f"memory: {preflight.in_words(need)}", STOPPING]
     with folder.lock():
         _train(config, folder, environments, agent, replay, terminal, about)
@@ -64,6 +64,7 @@ def _train(
     checkpoint, counters = folder.resume(terminal.say), Counters(environments.repeat)
     state = checkpoint.state() if checkpoint else None
     if state:
+        check_settings(folder, state["config"], config)
         counters = Counters(**state["counters"])
         if counters.frames >= config.frames:
             terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
@@ -80,9 +81,14 @@ def _train(
     if checkpoint and state:
         with terminal.waiting("Loading the replay"):
             checkpoint.fill(replay)
-        memory = snapshot.restore(state, agent, replay, logger, environments)
+        why = "they cannot save their state"
+        try:
+            memory = snapshot.restore(state, agent, replay, logger, environments)
+        except snapshot.EpisodesLost as error:
+            why = str(error).rstrip(".")
         if memory is None:
-            terminal.say("The open episodes cannot be gone on with: they end here, as at a time limit")
+            terminal.say(f"The open episodes end here, as at a time limit: {why}")
+            environments.reseed([config.seed, counters.rows])  # or they would begin like the run itself
     _compile(agent, replay, terminal)
 
     saver = Saver(config, folder, terminal, agent, replay, counters, logger, environments)
@@ -99,7 +105,7 @@ def _train(
         raise
     finally:
         logger.close(counters)
-    saver.check()
+    saver.finish(stop)
     terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
     if counters.frames < config.frames:
         terminal.say(f"Go on:    dreamer train --run {folder.path}")
@@ -114,6 +120,18 @@ def check_spaces(folder: RunFolder, environments: Any) -> None:
             f"{folder.path} holds an agent that {in_words(*before)}, but the environment has changed and now asks "
             f"for one that {in_words(*now)}; give another --run"
         )
+
+
+def check_settings(folder: RunFolder, saved: dict[str, Any], config: Config) -> None:
+    """Raise CheckpointError if the run's config is not that of its checkpoint."""
+    wanted = snapshot.settings(config)
+    differing = [
+        f"{key} is {saved.get(key, 'not set')} in the checkpoint, {wanted.get(key, 'not set')} in config.json"
+        for key in sorted(set(saved) | set(wanted))
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise CheckpointError(f"{folder.path / 'config.json'} was changed ({'; '.join(differing)}); put it back")
 
 
 def describe(config: Config, agent: Agent, replay: Replay, environments: Any) -> list[str]:
@@ -231,4 +249,5 @@ class _StopSignal:
             sys.exit(128 + number)
         self.requested = True
         # Not by print, which the signal may have interrupted.
-        os.write(2, b"\nStopping: saving a checkpoint first.\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nStopping: saving a checkpoint first.\n")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .agent import Agent, Memory
 from .checkpoint import arrays, plain
+from .config import Config, flatten, may_change
 from .replay import Replay
 from .rssm import State
 from .train import Counters
@@ -30,9 +31,14 @@ class Episodes(Stateful, Protocol):
 def take(
     agent: Agent, replay: Replay, counters: Counters, observer: Stateful, environments: Episodes, memory: Memory | None
 ) -> dict[str, Any]:
-    """A run's state between two rows; `memory` is what the policy carries, None if the open episodes are lost."""
+    """A run's state between two rows; `memory` is what the policy carries, None if the open episodes are lost.
+
+    Raises:
+        EpisodesLost: the environments say that they can save their state, but cannot.
+    """
     return {
         "counters": asdict(counters),
+        "config": settings(agent.config),
         "agent": agent.state_dict(),
         "sampler": replay.generator.get_state(),
         "observer": plain(observer.get_state()),
@@ -40,23 +46,46 @@ def take(
     }
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """The settings that a run cannot change."""
+    return {key: value for key, value in flatten(config).items() if not may_change(key)}
+
+
 def _episodes(environments: Episodes, memory: Memory | None) -> dict[str, Any] | None:
     if memory is None or not environments.can_save_state:
         return None
     carried: list[Tensor] = [memory.state.deter, memory.state.stoch, memory.action]
-    return {"environments": plain(environments.get_state()), "memory": [part.cpu() for part in carried]}
+    try:
+        state = plain(environments.get_state())
+    except Exception as error:  # it is somebody else's code
+        raise EpisodesLost(f"{error}") from error
+    return {"environments": state, "memory": [part.cpu() for part in carried]}
+
+
+class EpisodesLost(Exception):
+    """Open episodes that can neither be saved nor gone on with; the message says why."""
 
 
 def restore(
     state: dict[str, Any], agent: Agent, replay: Replay, observer: Stateful, environments: Episodes
 ) -> Memory | None:
-    """Put all of a state back but the counters. Returns what the policy carries, None where all episodes begin anew."""
+    """Put all of a state back but the counters.
+
+    Returns:
+        What the policy carries, None where all episodes begin anew.
+
+    Raises:
+        EpisodesLost: the environments refuse their state; all else is restored.
+    """
     agent.load_state_dict(state["agent"])
     replay.generator.set_state(state["sampler"])
     observer.set_state(arrays(state["observer"]))
     episodes = state["episodes"]
     if episodes is None or not environments.can_save_state:
         return None
-    environments.set_state(arrays(episodes["environments"]))
+    try:
+        environments.set_state(arrays(episodes["environments"]))
+    except Exception as error:  # it is somebody else's code, perhaps of another version
+        raise EpisodesLost(f"{error}") from error
     deter, stoch, action = (part.to(agent.device) for part in episodes["memory"])
     return Memory(State(deter, stoch), action)

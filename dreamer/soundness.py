@@ -35,6 +35,7 @@ class Soundness:
     def __init__(self, folder: Path):
         self._path = folder / FILE
         self._in_a_row = 0
+        self._kept = False
         self._unread: list[tuple[Batch, dict[str, Tensor], int]] = []
 
     def update(self, metrics: dict[str, Tensor], batch: Batch, counters: Counters) -> None:
@@ -48,12 +49,12 @@ class Soundness:
                 self._in_a_row = 0
                 continue
             self._in_a_row += 1
-            if not self._path.exists():
+            if not self._kept:
                 self._keep(batch, metrics, number)
             if self._in_a_row >= MOST_IN_A_ROW:
                 raise NotFinite(
-                    f"the last {MOST_IN_A_ROW} updates were skipped, since {blame(metrics)}; {reach(batch)}. The first "
-                    f"such batch is in {self._path}; the last checkpoint is not affected"
+                    f"the last {MOST_IN_A_ROW} updates were skipped, since {blame(metrics)}; {reach(batch)}"
+                    + f"; the first such batch is in {self._path}" * self._kept
                 )
 
     def show(self, agent: Agent, batch: Batch, counters: Counters) -> None:
@@ -63,6 +64,7 @@ class Soundness:
         fields: dict[str, Any] = batch._asdict() | {"start": batch.start._asdict()}
         with contextlib.suppress(OSError):  # a disk that is full is said elsewhere
             write_tensors(self._path, {"update": number, "batch": fields, "metrics": metrics})
+            self._kept = True
 
 
 def blame(metrics: dict[str, Tensor]) -> str:

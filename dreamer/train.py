@@ -85,6 +85,8 @@ class Schedule:
         """Updates due after so many new rows, with so many start positions in the replay."""
         if self.counters.updates == 0:
             return int(starts >= self.steps)
+        if not starts:  # the replay of a run that goes on was lost
+            return 0
         self.counters.owed += rows * self.ratio
         updates = int(self.counters.owed // self.steps)
         self.counters.owed -= updates * self.steps

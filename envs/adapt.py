@@ -195,7 +195,13 @@ def _convert_image(
         notes.append(f"Observation '{key}' is resized from {height}x{width} to {shape[0]}x{shape[1]} pixels.")
 
     def convert(value: Any) -> np.ndarray:
-        image = np.asarray(value, np.uint8)
+        given = np.asarray(value)
+        if given.shape != space.shape or given.dtype.kind not in "iub":
+            raise EnvironmentFailed(
+                f"Observation '{key}' is {given.dtype} of shape {given.shape}, but its space says uint8 of shape "
+                f"{space.shape}."
+            )
+        image = given.astype(np.uint8, copy=False)
         if image.ndim == 2:
             image = image[:, :, None]
         elif channels_first:
@@ -222,7 +228,7 @@ def _convert_numbers(
         def to_classes(value: Any) -> np.ndarray:
             indices = np.asarray(value).reshape(-1).astype(np.int64) - start
             if ((indices < 0) | (indices >= counts)).any():
-                raise TaskError(
+                raise EnvironmentFailed(
                     f"Observation '{key}' has values from {np.min(value)} to {np.max(value)}, outside its space: "
                     "correct the space that the environment declares."
                 )

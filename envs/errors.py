@@ -26,7 +26,7 @@ def blaming(name: str, doing: str) -> Iterator[None]:
         yield
     except TaskError:
         raise
-    except Exception as error:  # anything: it is somebody else's code
+    except (Exception, SystemExit) as error:  # anything: it is somebody else's code
         words = " ".join(str(error).split())  # one line
         said = f": {words[:300]}" if words else ""
         # A syntax error says itself where it is.
@@ -34,7 +34,7 @@ def blaming(name: str, doing: str) -> Iterator[None]:
         raise EnvironmentFailed(f"{name} raised {type(error).__name__} {doing}{said}{place}.") from error
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The line that raised it, in the code that is neither this package nor installed, if that took part."""
     frames = traceback.extract_tb(error.__traceback__)
     elsewhere = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))

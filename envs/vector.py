@@ -63,7 +63,7 @@ class Vector:
         self._processes, self._patience = processes, patience
         self._restarts = restarts
         self._failures = [0] * len(factories)  # of each, since it last ended an episode well
-        self.busy_since: float | None = None  # when a step began that is not done
+        self.busy_since: float | None = None  # when a step began that is not done, and that nobody can end
         self.on_restart: Callable[[EnvironmentFailed], object] = lambda error: None
         self._envs: list[Local | Worker] = []
         try:
@@ -100,7 +100,8 @@ class Vector:
             is_last=np.zeros(count, bool),
             is_terminal=np.zeros(count, bool),
         )
-        self.busy_since = time.monotonic()
+        if not self._processes:
+            self.busy_since = time.monotonic()
         answers = []
         for i, env in enumerate(self._envs):
             if self._needs_reset[i]:
@@ -144,6 +145,10 @@ class Vector:
         seed = np.random.SeedSequence((self._seeds[i], self._made_anew)).generate_state(1)
         return self._envs[i].reset(int(seed[0]))
 
+    def reseed(self, seed: list[int]) -> None:
+        """Other seeds for those that have not been reset yet; `seed` is what they come from."""
+        self._seeds = np.random.SeedSequence(seed).generate_state(len(self)).tolist()
+
     def render(self, index: int) -> np.ndarray | None:
         """A picture (H, W, 3) uint8 of one environment, None if it draws none."""
         picture = self._envs[index].ask("render")()
@@ -155,6 +160,9 @@ class Vector:
         answers = [env.ask("get_state") for env in self._envs]
         return {
             "needs_reset": self._needs_reset.copy(),
+            "failures": np.array(self._failures),
+            "made_anew": self._made_anew,
+            "seeds": np.array(self._seeds),
             "is_seeded": self._is_seeded.copy(),
             "envs": {str(i): answer() for i, answer in enumerate(answers)},
         }
@@ -162,6 +170,8 @@ class Vector:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Of a Vector of as many environments, made with the same arguments; the seeds may differ."""
         assert len(state["envs"]) == len(self), "saved with another number of environments"
+        self._failures, self._made_anew = state["failures"].tolist(), state["made_anew"]
+        self._seeds = state["seeds"].tolist()
         self._needs_reset = state["needs_reset"].copy()
         self._is_seeded = state["is_seeded"].copy()
         answers = [env.ask("set_state", state["envs"][str(i)]) for i, env in enumerate(self._envs)]

@@ -146,7 +146,7 @@ class Local:
                     f"beyond its space."
                 )
             observation[key] = value
-        if not np.isfinite(outcome.reward):
+        if not np.isfinite(np.float32(outcome.reward)):  # as it is stored
             raise EnvironmentFailed(f"{self._name} returned the reward {outcome.reward}.")
         return outcome._replace(observation=observation)
 
@@ -199,10 +199,10 @@ class Worker:
         _ = self.facts
         if self._is_unread:
             with contextlib.suppress(TaskError):
-                self._answer(self._patience)
+                self._answer(time.monotonic() + self._patience)
         self._process.send((method, arguments))
         self._is_unread = True
-        return functools.partial(self._answer, self._patience)
+        return functools.partial(self._answer, time.monotonic() + self._patience)
 
     def reset(self, seed: int | None) -> Outcome:
         return self.ask("reset", seed)()
@@ -226,10 +226,10 @@ class Worker:
     def close(self) -> None:
         self._end()
 
-    def _answer(self, patience: float) -> Any:
-        if not self._process.answers_within(patience):
+    def _answer(self, until: float) -> Any:
+        if not self._process.answers_within(until - time.monotonic()):
             self._process.kill()
-            raise WorkerDied(f"{self.name} did not answer within {patience:g} s.")
+            raise WorkerDied(f"{self.name} did not answer within {self._patience:g} s.")
         try:
             kind, value = self._process.receive()
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -278,7 +278,7 @@ class _Process:
             return True
         with selectors.DefaultSelector() as selector:
             selector.register(self._answers, selectors.EVENT_READ)
-            return bool(selector.select(seconds))
+            return bool(selector.select(max(0.0, seconds)))
 
     def receive(self) -> Any:
         return pickle.load(self._answers)

@@ -54,6 +54,8 @@ def main(kills: int, seed: int, task: str, envs: int, rows: int, seconds: tuple[
     partial, done, idle = 0, 0, 0
     # Imports what a run needs, but updates nothing: autograd does not survive a fork.
     CliRunner().invoke(dreamer, arguments(place / "few", task, 4, envs), catch_exceptions=False)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)  # which that run has taken
     print(f"{task}, {envs} environments, {rows} agent steps; {kills} kills, each after {seconds[0]} to {seconds[1]} s")
     for number in range(1, kills + 1):
         child = begin(killed, log, task, rows, envs)

@@ -4,6 +4,7 @@ python tests/messages.py > runs/results/faults/messages.md
 """
 
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def table(place: Path) -> None:
     row("another task in its folder", ["train", "--env", "gym/Acrobot-v1", "--run", str(run)])
     row("another seed in its folder", ["train", "--seed", "5", "--run", str(run)])
     more = ["train", "--run", str(run), "--frames"]
-    row("going on, where the environment cannot save its state", [*more, "40"], "open episodes")
+    row("going on, where the environment cannot save its state", [*more, "40"], "The open episodes")
     with RunFolder(run).lock():
         row("a second process in its folder", [*more, "60"])
     state = run / "state-40.pt"
@@ -113,7 +114,7 @@ def row(tried: str, arguments: list[str], about: str = "dreamer: ") -> None:
     assert "Traceback" not in result.stderr, result.stderr
     lines = [line for line in result.stderr.splitlines() if about in line]
     said = (lines or result.stderr.splitlines())[0].replace("|", "\\|")
-    said = said.replace(os.getcwd(), "...")
+    said = said.replace(os.getcwd(), "...").replace(platform.node(), "HOST")
     print(f"| {tried} | {said} | {result.exit_code} |", flush=True)
 
 

@@ -574,9 +574,7 @@ def test_a_generator_of_another_device_is_left_alone():
 
 def test_an_update_with_a_loss_that_is_not_finite_moves_nothing():
     config, agent, vector, replay, counters = tiny.tiny_run()
-    train(
-        config, agent, vector, replay, counters, tiny.Silent(), lambda: None, lambda: False, lambda: counters.rows > 20
-    )
+    train(config, agent, vector, replay, counters, [tiny.Silent()], tiny.Unsaved(), lambda: counters.rows > 20)
     batch, windows = replay.sample(config.replay.batch)
     before = copy.deepcopy(agent.state_dict())
     latents = replay.data["deter"].clone()

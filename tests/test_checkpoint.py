@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from dreamer import snapshot
+from dreamer import checkpoint, snapshot
 from dreamer.checkpoint import CheckpointError, RunFolder, arrays, plain, write_atomically, write_tensors
 from dreamer.config import make_config
 from dreamer.errors import UserMistake
@@ -121,10 +121,10 @@ def test_what_describes_a_run(tmp_path):
 
 def test_rows_are_written_once_and_dropped_when_no_checkpoint_needs_them(tmp_path):
     run = Run(tmp_path, capacity=50).create().play(15).save()
-    assert run.files == ["latents-15.pt", "rows-0-15.pt"]
+    assert run.files == ["latents-15-0-15.pt", "rows-0-15.pt"]
     first = (tmp_path / "replay" / "rows-0-15.pt").stat()
     run.play(15).save().play(15).save()
-    assert run.files == ["latents-30.pt", "latents-45.pt", "rows-0-15.pt", "rows-15-30.pt", "rows-30-45.pt"]
+    assert run.files == ["latents-30-0-30.pt", "latents-45-0-45.pt", "rows-0-15.pt", "rows-15-30.pt", "rows-30-45.pt"]
     assert sorted(path.name for path in tmp_path.glob("state-*")) == ["state-30.pt", "state-45.pt"]
     again = (tmp_path / "replay" / "rows-0-15.pt").stat()
     assert (first.st_ino, first.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
@@ -140,10 +140,10 @@ def test_rows_are_written_once_and_dropped_when_no_checkpoint_needs_them(tmp_pat
     assert "rows-0-15.pt" not in run.files
     same_replay(run, Run(tmp_path, capacity=50).load())
     run.play(70).save()  # all that was saved before is overwritten, and some that never was
-    assert {"latents-136.pt", "rows-86-136.pt"} < set(run.files)
+    assert {"latents-136-86-136.pt", "rows-86-136.pt"} < set(run.files)
     same_replay(run, Run(tmp_path, capacity=50).load())
     run.play(1).save()
-    assert run.files == ["latents-136.pt", "latents-137.pt", "rows-136-137.pt", "rows-86-136.pt"]
+    assert run.files == ["latents-136-86-136.pt", "latents-137-87-137.pt", "rows-136-137.pt", "rows-86-136.pt"]
 
 
 def test_a_run_that_was_continued_can_be_saved_and_continued_again(tmp_path):
@@ -347,7 +347,7 @@ def sign(folder, name):
         lambda path, trap: path.write_bytes(pickle.dumps(trap)),
     ],
 )
-@pytest.mark.parametrize("name", ["state-10.pt", "replay/rows-0-10.pt", "replay/latents-10.pt"])
+@pytest.mark.parametrize("name", ["state-10.pt", "replay/rows-0-10.pt", "replay/latents-10-0-10.pt"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_a_checkpoint_is_not_executed(tmp_path, name, content):
     run = Run(tmp_path).create().play(10).save()
@@ -379,7 +379,9 @@ def broken(content, length):
         yield b"\x80\x02" + bytes([first]) + b"."
 
 
-@pytest.mark.parametrize("name", ["state-24.pt", "replay/rows-12-24.pt", "replay/latents-24.pt", "checkpoint.json"])
+@pytest.mark.parametrize(
+    "name", ["state-24.pt", "replay/rows-12-24.pt", "replay/latents-24-0-24.pt", "checkpoint.json"]
+)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, name):
     run = Run(tmp_path).create().play(12).save()
@@ -408,8 +410,12 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, na
     # The replay is not needed to act.
     (tmp_path / "replay" / "rows-0-12.pt").unlink()
     assert RunFolder(tmp_path).newest(say=said.append).state()["counters"]["rows"] == 12
-    with pytest.raises(CheckpointError, match="is damaged: it is not what was saved|missing"):
-        RunFolder(tmp_path).newest(with_replay=True)
+    # What is left of the older one are its weights.
+    again = Run(tmp_path).load()
+    assert again.replay.oldest == again.replay.count == 12 and again.replay.starts == 0
+    assert "the rows up to row 12 of each environment are lost" in again.said[0]
+    again.play(4 + 16)  # nothing is owed for the rows of the first whole sequence
+    assert again.counters.updates == before.counters.updates + 1
 
 
 @pytest.mark.parametrize(
@@ -446,16 +452,65 @@ def test_no_checkpoint_yet(tmp_path):
         Run(tmp_path).create().folder.newest()
 
 
-@pytest.mark.parametrize(
-    "missing",
-    ["state-45.pt", "replay/latents-45.pt", "replay/rows-0-15.pt", "replay/rows-15-30.pt", "replay/rows-30-45.pt"],
-)
+@pytest.mark.parametrize("missing", ["state-45.pt", "replay/latents-45-0-45.pt"])
 def test_a_missing_file_is_named(tmp_path, missing):
     Run(tmp_path).create().play(15).save().play(15).save().play(15).save()
     (tmp_path / "previous.json").unlink()
     (tmp_path / missing).unlink()
     with pytest.raises(CheckpointError, match=f"{missing} is missing"):
         Run(tmp_path).load()
+
+
+@pytest.mark.parametrize(("lost", "row"), [("rows-0-15.pt", 15), ("rows-15-30.pt", 30)])
+def test_old_rows_that_are_damaged_are_done_without(tmp_path, lost, row):
+    Run(tmp_path).create().play(15).save().play(15).save().play(15).save()
+    (tmp_path / "replay" / lost).write_bytes(b"PK")
+    again = Run(tmp_path)
+    for value in again.replay.data.values():
+        value.fill_(1)
+    again.load()
+    sentence = f"{lost} is damaged: it is not what was saved; the rows up to row {row} of each environment are lost"
+    assert len(again.said) == 1 and sentence in again.said[0]
+    assert again.counters.rows == 45 and again.replay.oldest == row
+    same = again.replay.sample(100)[0].observation["where"][..., 1]
+    assert set(same.flatten().tolist()) <= set(range(row + 1, 45))
+    again.play(15).save()
+    assert not (tmp_path / "replay" / lost).exists() or lost in (tmp_path / "previous.json").read_text()
+    once_more = Run(tmp_path).load()
+    assert not once_more.said
+    same_replay(again, once_more)
+
+
+def test_the_newest_rows_are_not_worth_all_others(tmp_path):
+    Run(tmp_path).create().play(15).save().play(15).save()
+    (tmp_path / "replay" / "rows-15-30.pt").unlink()
+    again = Run(tmp_path).load()
+    assert again.counters.rows == 15 and again.replay.oldest == 0
+    assert "rows-15-30.pt is missing or cannot be read" in again.said[0]
+
+
+def test_the_good_checkpoint_survives_when_its_list_cannot_be_read(tmp_path, monkeypatch):
+    run = Run(tmp_path).create().play(20).save().play(20).save()
+    files, good = run.files, (tmp_path / "checkpoint.json").read_bytes()
+    (tmp_path / "checkpoint.json").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        fail_at(patch, "state")
+        with pytest.raises(OSError, match="No space"):
+            run.play(20).save()
+    assert set(files) <= set(run.files)
+    (tmp_path / "checkpoint.json").write_bytes(good)
+    assert Run(tmp_path).load().counters.rows == 40
+
+
+def test_a_large_replay_is_saved_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 1000)
+    run = Run(tmp_path, capacity=50, envs=2).create().play(40).save()
+    rows = 1000 * run.replay.rows // run.replay.bytes
+    assert 2 <= rows < 10
+    assert len(list(tmp_path.glob("replay/rows-*"))) == len(list(tmp_path.glob("replay/latents-*"))) == -(-25 // rows)
+    same_replay(run, Run(tmp_path, capacity=50, envs=2).load())
+    run.play(7).save()
+    same_replay(run, Run(tmp_path, capacity=50, envs=2).load())
 
 
 def test_arrays_survive_as_tensors(tmp_path):

@@ -202,12 +202,23 @@ def test_another_run_s_folder_is_refused(run, arguments, named):
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+@pytest.mark.parametrize(("key", "value"), [("envs", 2), ("ratio", 3.0), ("seed", 9)])
+def test_a_config_that_was_changed_by_hand_is_noticed(run, key, value):
+    path = run / "config.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {key: value, "frames": 100}))
+    sentence = mistake("train", "--run", run)
+    assert "config.json was changed (" in sentence and "put it back" in sentence
+    assert f"{key} is {data[key]} in the checkpoint, {value} in config.json" in sentence
+
+
 def test_fewer_frames_and_then_more(run):
     works("train", "--run", run, "--frames", 30)  # too few: nothing is left to do
     assert counters(run)["rows"] == 60
     works("train", "--run", run, "--frames", 120)
     assert counters(run)["rows"] == 120
-    latents = torch.load(run / "replay" / "latents-120.pt", weights_only=True)["deter"]
+    (latents,) = run.glob("replay/latents-120-*.pt")
+    latents = torch.load(latents, weights_only=True)["deter"]
     rows = [torch.load(path, weights_only=True)["reward"].shape[1] for path in run.glob("replay/rows-*.pt")]
     # However many rows were kept, there are no others.
     assert 60 < latents.shape[1] <= sum(rows) <= 120

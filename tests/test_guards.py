@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import shutil
@@ -43,9 +44,10 @@ class Disk:
         self.real = checkpoint.write_tensors
         monkeypatch.setattr(checkpoint, "write_tensors", self.write)
         monkeypatch.setattr(Saver, "RETRY_SECONDS", 0.0)
+        monkeypatch.setattr(Saver, "MOST_TRIES", 3)
 
     def write(self, path, data):
-        if path.name.startswith("latents"):
+        if path.name.startswith("rows"):  # the first of each checkpoint
             self.saves += 1
         if self.refuses(self.saves):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -130,6 +132,70 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match="so they are not saved; the last checkpoint stays"):
         saver.save(None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it fails, too
+        terminal = Terminal(full)
+        terminal.say("nobody hears this")
+        terminal.progress("nor this")
+    terminal.say("nor this, when it is closed")
+    arguments = ["train", "--env", "gym/CartPole-v1", "--size", "1m", "--frames", "30", "--run", tmp_path / "run"]
+    with open("/dev/full", "wb", buffering=0) as full:
+        command = [sys.executable, "-m", "dreamer", *map(str, arguments), *WIDTHS]
+        subprocess.run(command, stderr=full, cwd=TESTS.parent, timeout=120)
+    assert rows(tmp_path / "run") == 30
+
+
+# Environments that say they can save their state ---------------------------------------------------------
+
+
+class Saving(tiny.Saving):
+    """Fails to save or to restore its state, or gives what cannot be read back."""
+
+    fails = ""
+
+    def get_state(self):
+        if self.fails == "get":
+            raise RuntimeError("the simulator says no")
+        return super().get_state() | ({"path": Path("level")} if self.fails == "odd" else {})
+
+    def set_state(self, state):
+        if self.fails == "set":
+            raise RuntimeError("made by version 1")
+        super().set_state(state)
+
+
+def train_saving(folder, frames):
+    options = ["--env", "test_guards:Saving", "--size", "1m", "--frames", str(frames), "--run", str(folder)]
+    result = CliRunner().invoke(main, ["train", *options, *WIDTHS, "--set", "run.checkpoint_seconds=0.0001"])
+    assert result.exit_code == 0, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [("get", "raised RuntimeError when its state was saved: the simulator says no"), ("odd", "cannot be saved")],
+)
+def test_episodes_that_cannot_be_saved_after_all(tmp_path, monkeypatch, fails, said):
+    monkeypatch.setattr(sys.modules["test_guards"].Saving, "fails", fails)
+    lines = train_saving(tmp_path / "run", 30).splitlines()
+    (line,) = [line for line in lines if "Checkpoints cannot hold the open episodes: " in line]
+    assert said in line
+    monkeypatch.undo()
+    assert "The open episodes end here, as at a time limit" in train_saving(tmp_path / "run", 40)
+    assert rows(tmp_path / "run") == 40
+
+
+def test_episodes_that_cannot_be_gone_on_with_after_all(tmp_path, monkeypatch):
+    assert "open episodes" not in train_saving(tmp_path / "run", 30)
+    monkeypatch.setattr(sys.modules["test_guards"].Saving, "fails", "set")
+    said = train_saving(tmp_path / "run", 40)
+    assert (
+        "The open episodes end here, as at a time limit: environment 1 of 1 raised RuntimeError when its state" in said
+    )
+    assert rows(tmp_path / "run") == 40
 
 
 # Curves that cannot be written ---------------------------------------------------------------------------

@@ -40,21 +40,21 @@ def test_the_model_counts_four_times_and_the_slow_critic_once(parts):
     need = needs(agent, replay)
     slow = sum(p.numel() for p in agent.actor_critic.slow_critic.parameters())
     assert need.model == 4 * (4 * agent.parameter_count + slow)
-    assert need.replay == replay.bytes and need.total == sum(need)
+    assert need.replay == replay.bytes and need.on(agent, replay) == sum(need)
 
 
 def test_what_does_not_fit_is_refused_with_what_would(parts):
-    _, agent, _ = parts
+    _, agent, replay = parts
     need = Needs(replay=10**9, model=2 * 10**9, activations=4 * 10**9)
-    check(need, 7 * 10**9, agent)
+    check(need, 7 * 10**9, agent, replay)
     with pytest.raises(UserMistake) as error:
-        check(need, 6 * 10**9, agent)  # 3 are left for batches of 2, which take 4: one
+        check(need, 6 * 10**9, agent, replay)  # 3 are left for batches of 2, which take 4: one
     assert str(error.value) == (
         "a 1m model with batches of 2 x 4 steps needs 7 GB of memory (replay 1 GB when full, model 2 GB, an update "
         "4 GB), but cpu has 6 GB; replay.batch=1 would fit"
     )
-    with pytest.raises(UserMistake, match="give a smaller --size"):
-        check(need, 4 * 10**9, agent)
+    with pytest.raises(UserMistake, match="give a smaller --size or replay.capacity"):
+        check(need, 4 * 10**9, agent, replay)
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "0.999 kB"), (1_070, "1.07 kB"), (84.4e6, "84.4 MB"), (2e9, "2 GB")])

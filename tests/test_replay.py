@@ -38,7 +38,7 @@ def test_action_observation_and_reward_belong_together(count):
     lengths, really = (3, 5, 1, 2), (True, False, True, False)
     # So large a batch that no update comes: the latents stay those of acting.
     config, agent, vector, replay, counters = tiny.tiny_run("replay.batch=300", envs=count, frames=60 * count)
-    train(config, agent, vector, replay, counters, tiny.Silent(), lambda: None, lambda: False, lambda: False)
+    train(config, agent, vector, replay, counters, [tiny.Silent()], tiny.Unsaved(), tiny.never)
     assert replay.count == 60 and counters.updates == 0
     batch, windows = replay.sample(400)
     assert {(w.stream, w.start) for w in windows} >= {(s, t) for s in range(count) for t in (0, 30, 55)}
@@ -218,7 +218,7 @@ def test_latents_are_refreshed_across_the_seam_and_served_afterwards():
 
 def test_an_update_refreshes_what_it_has_seen():
     config, agent, vector, replay, counters = tiny.tiny_run(frames=200)
-    train(config, agent, vector, replay, counters, tiny.Silent(), lambda: None, lambda: False, lambda: False)
+    train(config, agent, vector, replay, counters, [tiny.Silent()], tiny.Unsaved(), tiny.never)
     before = replay.data["deter"].clone()
     batch, windows = replay.sample(2)
     _, posterior = agent.update(batch)
@@ -291,6 +291,15 @@ def same(one, other):
         assert torch.equal(value, contents(other)[key]), key
 
 
+def load(replay, state, *pieces):
+    """All that was saved, pieces that end at the last row."""
+    replay.load_state_dict(state)
+    firsts = [replay.count - next(iter(piece.values())).shape[1] for piece in pieces]
+    for first, piece in zip(firsts, pieces):
+        replay.put(first, piece)
+    replay.hold_from(max(firsts))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 3), st.integers(5, 20), st.integers(1, 60), st.integers(0, 59), st.lists(st.booleans(), min_size=60)
@@ -300,20 +309,20 @@ def test_rows_saved_in_pieces_come_back(streams, rows, count, cut, firsts):
     cut, piece, rest = min(cut, count), {}, {}
     for row in range(count):
         if row == cut:
-            piece = replay.export_rows(replay.oldest)
+            piece = replay.export_rows(replay.oldest, replay.count)
         replay.add(tiny.id_row(streams, row, is_first=[firsts[row]] * streams))
     start = max(cut, replay.oldest) if piece else replay.oldest
-    rest = replay.export_rows(start)
+    rest = replay.export_rows(start, replay.count)
     saved = {key: torch.cat([piece[key], rest[key]], 1) for key in rest} if piece else rest
     assert set(rest) == {"observation/id", "action", "reward", "is_first", "is_last", "is_terminal"}
-    assert {key: value.shape[1] for key, value in replay.export_latents().items()} == {
+    assert {key: value.shape[1] for key, value in replay.export_latents(replay.oldest, replay.count).items()} == {
         "deter": min(rows, count),
         "stoch": min(rows, count),
     }
     if piece and start > cut:
         saved = rest  # what lies between was overwritten
     loaded = tiny.id_replay(streams, streams * rows)
-    loaded.load(replay.state_dict(), saved, replay.export_latents())
+    load(loaded, replay.state_dict(), saved, replay.export_latents(replay.oldest, replay.count))
     same(replay, loaded)
     for other in (replay, loaded):
         other.generator.manual_seed(7)
@@ -324,12 +333,12 @@ def test_rows_saved_in_pieces_come_back(streams, rows, count, cut, firsts):
 
 def test_an_end_that_was_found_out_after_its_row_was_saved_comes_back():
     replay = tiny.fill(tiny.id_replay(), 10)
-    saved = replay.export_rows(0)
+    saved = replay.export_rows(0, replay.count)
     assert not saved["is_last"].any()
     replay.add(tiny.id_row(1, 10, is_first=[True]))
-    saved = {key: torch.cat([value, replay.export_rows(10)[key]], 1) for key, value in saved.items()}
+    saved = {key: torch.cat([value, replay.export_rows(10, replay.count)[key]], 1) for key, value in saved.items()}
     loaded = tiny.id_replay()
-    loaded.load(replay.state_dict(), saved, replay.export_latents())
+    load(loaded, replay.state_dict(), saved, replay.export_latents(replay.oldest, replay.count))
     assert loaded.data["is_last"][0, :11].tolist() == [False] * 9 + [True, False]
 
 
@@ -339,7 +348,12 @@ def test_a_ring_of_another_length_holds_what_both_can(rows):
     loaded = tiny.id_replay(streams=2, capacity=2 * rows)
     for value in loaded.data.values():
         value.fill_(77)
-    loaded.load(replay.state_dict(), replay.export_rows(replay.oldest), replay.export_latents())
+    load(
+        loaded,
+        replay.state_dict(),
+        replay.export_rows(replay.oldest, replay.count),
+        replay.export_latents(replay.oldest, replay.count),
+    )
     held = min(rows, 10)
     assert loaded.oldest == 33 - held and loaded.starts == 2 * (held - 4)
     served(loaded, 50)

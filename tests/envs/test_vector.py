@@ -310,7 +310,53 @@ def test_an_episode_has_so_many_restarts(restarts):
 
 def test_an_episode_that_ends_well_gives_them_back():
     # An episode takes 4 calls. Each of five has one failure, after its reset and a step.
-    vector, made, said = breaking(*[2, 4] * 0, 2, 6, 6, 6, 6, restarts=1)
+    vector, made, said = breaking(2, 6, 6, 6, 6, restarts=1)
     rows = run(vector, 31)
     assert len(said) == 5 and len(made) == 6
     assert sum(column(rows, "is_last", 0)) == 5
+
+
+class Odd(Counting):
+    """Ends the process, or gives a reward that a float32 cannot hold, or a class beyond its space."""
+
+    def __init__(self, what):
+        super().__init__(0, [(9, TERMINATED)] * 9)
+        self.what = what
+        if what == "class":
+            self.observation_space = spaces.Discrete(3)
+
+    def step(self, action):
+        if self.what == "exit":
+            raise SystemExit(0)
+        observation, _, *rest = super().step(action)
+        return observation, 1e300 if self.what == "reward" else 0.0, *rest
+
+    def observe(self, action):
+        return 2 + self.count if self.what == "class" else super().observe(action)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("exit", "environment 1 of 1 raised SystemExit in step"),
+        ("reward", r"environment 1 of 1 returned the reward 1e\+300"),
+        ("class", "Observation 'vector' has values from 3 to 3, outside its space"),
+    ],
+)
+def test_what_counts_as_a_failure(what, said):
+    vector = envs.Vector([lambda: envs.Adapt(Odd(what))], [1])
+    with pytest.raises(envs.EnvironmentFailed, match=said):
+        run(vector, 2)
+
+
+@pytest.mark.parametrize("image", [np.zeros((48, 48, 3)), np.zeros((50, 48, 3), np.uint8)])
+def test_images_are_what_their_space_says(image):
+    class Painting(gymnasium.Env):
+        observation_space = spaces.Box(0, 255, (48, 48, 3), np.uint8)
+        action_space = spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return image, {}
+
+    with pytest.raises(envs.EnvironmentFailed, match=r"but its space says uint8 of shape \(48, 48, 3\)"):
+        envs.Vector([lambda: envs.Adapt(Painting())], [1]).step({"action": np.zeros(1, int)})
