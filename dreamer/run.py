@@ -26,8 +26,6 @@ from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import Counters, train
 
-STOPPING = "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued"
-
 
 def start(config: Config, folder: RunFolder, environments: Any) -> None:
     """Train, from scratch or from the folder's checkpoint, until the frames are seen or somebody stops it.
@@ -47,7 +45,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     replay = _replay(config, agent, environments.repeat, folder.rows)
     need = preflight.needs(agent, replay)
     preflight.check(need, device_memory(device), agent, replay)
-    about = [*describe(config, agent, replay, environments), f"memory: {preflight.in_words(need)}", STOPPING]
+    about = describe(config, agent, replay, environments, need)
     with folder.lock():
         _train(config, folder, environments, agent, replay, terminal, about)
 
@@ -134,7 +132,7 @@ def check_settings(folder: RunFolder, saved: dict[str, Any], config: Config) -> 
         raise CheckpointError(f"{folder.path / 'config.json'} was changed ({'; '.join(differing)}); put it back")
 
 
-def describe(config: Config, agent: Agent, replay: Replay, environments: Any) -> list[str]:
+def describe(config: Config, agent: Agent, replay: Replay, environments: Any, need: preflight.Needs) -> list[str]:
     """What is about to happen, line by line."""
     repeat = environments.repeat
     usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size")
@@ -154,7 +152,9 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any) ->
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
         f"({batch / config.ratio * repeat:g} frames), {updates:,} update{'s' * (updates != 1)} in all",
         f"replay of {_amount(replay.streams * replay.rows, config, repeat)}",
+        f"memory: {preflight.in_words(need)}",
         *([expected] if expected else []),
+        "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
     ]
 
 
