@@ -688,7 +688,7 @@ def test_an_environment_that_draws_nothing_is_filmed_by_what_it_sees(tmp_path):
     result = works("evaluate", folder, "--episodes", 1, "--video", film)
     assert f"Wrote {film}" in result.stderr
     with Image.open(film) as picture:
-        assert picture.size == (48, 48) and picture.n_frames > 1
+        assert picture.size == (48, 48)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder where nobody may write")
