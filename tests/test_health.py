@@ -1,6 +1,6 @@
-import json
+import csv
 import math
-from dataclasses import replace
+from collections import deque
 from pathlib import Path
 
 import gymnasium
@@ -177,12 +177,30 @@ def test_runs_that_are_broken_on_purpose(tmp_path, monkeypatch, task, settings, 
     assert any(said in line for line in said_by(tmp_path, monkeypatch, task, *settings))
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "runs" / "results").glob("**/health.jsonl")))
-def test_runs_that_learned_hear_nothing(path):
-    """The means that a run wrote down, with the config beside them."""
-    config = json.loads((path.parent / "config.json").read_text())
-    ratio = replace(CONFIG, task=config["task"])
-    health = Health(ratio, TURN, 10**6)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(lines) > 20
-    assert [said for line in lines for said in health.look(int(line["speed/updates"]), line["frames"], line)] == []
+RESULTS = Path(__file__).parents[1] / "runs" / "results"
+
+
+def table(path):
+    with path.open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("cartpole", TURN),
+        ("camera", ActionSpec((ActionPart("action", size=1),))),
+        ("mixed", ActionSpec((ActionPart("action", classes=(2, 3)),))),
+    ],
+)
+def test_runs_that_learned_hear_nothing(name, action):
+    """The means that a run wrote down, and for CartPole, whose rewards are all 1, its episodes."""
+    health = Health(CONFIG, action, 10**6)
+    episodes = deque(table(RESULTS / "cartpole" / "hour" / "scores.csv") if name == "cartpole" else [])
+    means = table(RESULTS / "health" / f"{name}.csv")
+    assert means[-1]["speed/updates"] > LONG
+    for line in means:
+        while episodes and episodes[0]["frames"] <= line["frames"]:
+            score = int(episodes.popleft()["score"])
+            health.episode([1.0] * score, score < 500)
+        assert health.look(int(line["speed/updates"]), int(line["frames"]), line) == []

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer.checkpoint import RunFolder, _parts
 from dreamer.cli import main
@@ -57,6 +58,12 @@ def assert_same(one, other):
     for key, value in rows.items():
         assert torch.equal(value, expected[key]), key
     assert scores(one) == scores(other)
+    for folder in (one, other):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        names = {name for line in scores(folder) for name in line} - {"frames"}
+        for name in names:
+            shown = [(event.step, event.value) for event in events.Scalars(name)]
+            assert shown == [(line["frames"], pytest.approx(line[name], rel=1e-6)) for line in scores(folder)]
 
 
 @pytest.mark.parametrize(
