@@ -19,6 +19,7 @@ file contains. Nothing names a place outside the folder, which can be moved or c
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ from .replay import Replay
 FORMAT = 2
 PART_BYTES = 1 << 28  # of the replay in one file
 NEWEST, PREVIOUS = "checkpoint.json", "previous.json"
+BEGINNING = {"lock", "replay", "spaces.json", "versions.json", "config.json"}  # all that a run stopped at once has
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "dm-control", "mujoco", "tensorboard")
 
 Say = Callable[[str], Any]
@@ -199,11 +201,11 @@ class Checkpoint:
 
     def state(self) -> dict[str, Any]:
         """What was given to `save`."""
-        return self._read_state()["state"]
+        return self._content["state"]
 
     def fill(self, replay: Replay) -> None:
         """Rows, latents and the queue into a new replay, which may be larger or smaller than the one saved."""
-        replay.load_state_dict(self._read_state()["replay"])
+        replay.load_state_dict(self._content["replay"])
         first = max(self.first, replay.oldest)
         rows = [part for part in _parts("rows", self.files) if part.end > first and part.start >= self.first]
         latents = [part for part in _parts("latents", self.files) if part.end > first]
@@ -212,7 +214,8 @@ class Checkpoint:
         held = [parts[0].start if parts else replay.count for parts in (rows, latents)]
         replay.hold_from(max(first, *held))
 
-    def _read_state(self) -> Any:
+    @functools.cached_property
+    def _content(self) -> Any:
         name = next((name for name in self.files if name.startswith("state-")), None)
         if name is None:
             raise CheckpointError(f"{self.folder / self.name} was not written by this program")
@@ -261,14 +264,7 @@ class RunFolder:
         """Whether something else lies there, which a new run would mix with its own."""
         if self.holds_run or not self.path.is_dir():
             return False
-        beginning = {
-            "lock",
-            "replay",
-            "spaces.json",
-            "versions.json",
-            "config.json",
-        }  # of a run that was stopped at once
-        return any(path.name.removesuffix(".partial") not in beginning for path in self.path.iterdir())
+        return any(path.name.removesuffix(".partial") not in BEGINNING for path in self.path.iterdir())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

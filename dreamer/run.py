@@ -87,6 +87,7 @@ def _train(
         if memory is None:
             terminal.say(f"The open episodes end here, as at a time limit: {why}")
             environments.reseed([config.seed, counters.rows])  # or they would begin like the run itself
+    del checkpoint, state  # a copy of all weights
     _compile(agent, replay, terminal)
 
     saver = Saver(config, folder, terminal, agent, replay, counters, logger, environments)
