@@ -1,12 +1,30 @@
 """DreamerV3: learn a world model, and a policy inside it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
 
 if TYPE_CHECKING:
     from .player import Player
+    from .world_env import WorldModelEnv, WorldModelVectorEnv
 
-__all__ = ["load"]
+__all__ = ["WorldModelEnv", "WorldModelVectorEnv", "load"]
+
+gymnasium.register(
+    "dreamer/WorldModel-v0",
+    entry_point="dreamer.world_env:WorldModelEnv",
+    vector_entry_point="dreamer.world_env:WorldModelVectorEnv",
+)
+
+
+def __getattr__(name: str) -> Any:
+    # Here, so that `import dreamer` and the command line's help do not wait for torch.
+    if name in ("WorldModelEnv", "WorldModelVectorEnv"):
+        from . import world_env
+
+        return getattr(world_env, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(run: str | Path, device: str = "auto", seed: int = 0) -> "Player":
@@ -20,7 +38,6 @@ def load(run: str | Path, device: str = "auto", seed: int = 0) -> "Player":
     Raises:
         UserMistake: the folder holds no readable checkpoint, or there is no such device.
     """
-    # Here, so that `import dreamer` and the command line's help do not wait for torch.
     from .checkpoint import RunFolder
     from .player import Player
 

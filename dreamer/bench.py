@@ -3,11 +3,14 @@
 Whatever is timed has run before, so compiling and the first touch of memory are in `first_update_s` and nowhere else.
 """
 
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .agent import Agent
 from .config import Config
-from .machine import choose_device, choose_dtype, keep_freed_memory, why_not_compile
+from .health import Health
+from .logger import Logger, Terminal
+from .machine import choose_device, choose_dtype, keep_freed_memory, limit_threads, why_not_compile
 from .replay import Replay, Transition
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
-from .train import Counters, Environments, train
+from .train import Counters, Environments, Observer, train
 
 WARM_UPS = 3
 REPEATS = (5, 30)  # at least, at most
@@ -39,6 +44,21 @@ class Spread:
     low_s: float
     high_s: float
     repeats: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training loop as `dreamer train` runs it, at the configured ratio, and where its time goes."""
+
+    ratio: float
+    steps_per_second: float
+    updates_per_second: float
+    shares: dict[str, float]  # of the time; updates, environments, acting and replay as measured alone, and the rest
+
+    @property
+    def of_allowed(self) -> float:
+        """Its speed, as a share of the speed it would have if nothing but updates and environments took time."""
+        return self.shares["updates"] + self.shares["environments"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,7 @@ class Report:
     replay_refresh: Spread
     environment_steps_per_second: float  # of all environments, with random actions and nothing else
     collected_steps_per_second: float  # the training loop without learning
+    training: Training
     peak_memory_bytes: int
     update_flop: int  # of the matrix products and convolutions of one update
     peak_flop_per_second: float  # of large matrix products on this machine
@@ -71,7 +92,9 @@ class Report:
         return self.update_flop / self.update.median_s / self.peak_flop_per_second
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"updates_per_second": 1 / self.update.median_s, "peak_share": self.peak_share}
+        result = asdict(self) | {"updates_per_second": 1 / self.update.median_s, "peak_share": self.peak_share}
+        result["training"]["of_allowed"] = self.training.of_allowed
+        return result
 
 
 def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Report:
@@ -83,9 +106,10 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
         say: is told what comes next.
     """
     keep_freed_memory()
+    limit_threads()
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
-    replay = random_replay(config, observation, action)
+    replay = random_replay(config, observation, action, streams=1)
     compiled = config.run.compile and why_not_compile(device) is None
 
     say("Compiling, or reading what was compiled before" if compiled else "Running eager code")
@@ -104,11 +128,13 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
     memory = peak_memory(device)
 
     say("Timing acting, replay and environments")
-    acting = {str(count): _time_acting(agent, replay, count) for count in ACTING}
+    acting = {str(count): timed(_acting(agent, replay, count), device) for count in ACTING}
     sample = timed(lambda: replay.sample(config.replay.batch), device)
     refresh = timed(lambda: replay.refresh(windows, posterior), device)
     bare = _steps_per_second(environments, agent.action_spec)
-    collected = _collected_per_second(config, agent, environments, replay)
+    collected = _collected_per_second(config, agent, environments)
+    acting_all = timed(_acting(agent, replay, config.envs), device)
+    training = _training(config, agent, environments, update, acting_all, sample.median_s + refresh.median_s, bare)
 
     say("Counting the arithmetic")
     agent.uncompile()
@@ -131,40 +157,48 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
         replay_refresh=refresh,
         environment_steps_per_second=bare,
         collected_steps_per_second=collected,
+        training=training,
         peak_memory_bytes=memory,
         update_flop=counter.get_total_flops(),
         peak_flop_per_second=matrix_peak(device, agent.dtype),
     )
 
 
-def random_replay(config: Config, observation: ObservationSpec, action: ActionSpec) -> Replay:
+def random_replay(config: Config, observation: ObservationSpec, action: ActionSpec, streams: int) -> Replay:
     """Rows of random numbers, enough for a batch of different sequences."""
-    model, generator = config.model, torch.Generator().manual_seed(0)
-    rows = 2 * config.replay.batch * config.replay.length
-    replay = Replay(
-        observation,
-        action.width,
-        (model.deter, model.stoch, model.classes),
-        streams=1,
-        capacity=rows,
-        length=config.replay.length,
-        generator=generator,
-    )
+    rows = config.replay.length + 1 + 2 * config.replay.batch * config.replay.length // streams
+    replay = _empty_replay(config, observation, action, streams, rows)
+    model, generator = config.model, replay.generator
     for row in range(rows):
-        is_first, is_last = torch.tensor([row % EPISODE == 0]), torch.tensor([row % EPISODE == EPISODE - 1])
-        latent = State(torch.zeros(1, model.deter), torch.eye(model.classes)[:1].expand(1, model.stoch, -1))
+        is_first = torch.full((streams,), row % EPISODE == 0)
+        is_last = torch.full((streams,), row % EPISODE == EPISODE - 1)
+        stoch = torch.eye(model.classes)[:1].expand(streams, model.stoch, -1)
         replay.add(
             Transition(
-                observation=random_observation(observation, 1, generator),
-                action=torch.rand(1, action.width, generator=generator),
-                reward=torch.rand(1, generator=generator),
+                observation=random_observation(observation, streams, generator),
+                action=torch.rand(streams, action.width, generator=generator),
+                reward=torch.rand(streams, generator=generator),
                 is_first=is_first,
                 is_last=is_last,
                 is_terminal=is_last,
-                latent=latent,
+                latent=State(torch.zeros(streams, model.deter), stoch),
             )
         )
     return replay
+
+
+def _empty_replay(config: Config, observation: ObservationSpec, action: ActionSpec, streams: int, rows: int) -> Replay:
+    """For so many rows of each stream."""
+    model = config.model
+    return Replay(
+        observation,
+        action.width,
+        (model.deter, model.stoch, model.classes),
+        streams=streams,
+        capacity=streams * rows,
+        length=config.replay.length,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def random_observation(spec: ObservationSpec, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -257,10 +291,10 @@ class Stopwatch:
         return run
 
 
-def _time_acting(agent: Agent, replay: Replay, count: int) -> Spread:
+def _acting(agent: Agent, replay: Replay, count: int) -> Callable[[], Tensor]:
     observation = random_observation(agent.observation_spec, count, replay.generator)
     flags, memory = torch.zeros(count, dtype=torch.bool), agent.start(count)
-    return timed(lambda: agent.act(observation, flags, flags, memory).action.cpu(), agent.device)
+    return lambda: agent.act(observation, flags, flags, memory).action.cpu()
 
 
 def _steps_per_second(environments: Environments, spec: ActionSpec) -> float:
@@ -274,22 +308,59 @@ def _steps_per_second(environments: Environments, spec: ActionSpec) -> float:
     return steps / (time.perf_counter() - begun)
 
 
-def _collected_per_second(config: Config, agent: Agent, environments: Environments, random: Replay) -> float:
+def _collected_per_second(config: Config, agent: Agent, environments: Environments) -> float:
     """By the training loop itself, at a ratio at which no update is ever due."""
-    config = replace(config, ratio=1e-12, frames=sys.maxsize)
-    model, streams = config.model, len(environments)
-    replay = Replay(
-        agent.observation_spec,
-        agent.action_spec.width,
-        (model.deter, model.stoch, model.classes),
-        streams=streams,
-        capacity=streams * (config.replay.length + 1),
-        length=config.replay.length,
-        generator=random.generator,
-    )
+    rows = config.replay.length + 1
+    replay = _empty_replay(config, agent.observation_spec, agent.action_spec, len(environments), rows)
+    return _loop(replace(config, ratio=1e-12), agent, environments, replay, (), STEP_SECONDS)
+
+
+def _training(
+    config: Config,
+    agent: Agent,
+    environments: Environments,
+    update: Spread,
+    acting: Spread,
+    replay_seconds: float,
+    bare: float,
+) -> Training:
+    """By the training loop itself, with the logger that `dreamer train` has.
+
+    Args:
+        update, acting: as measured alone; acting for all environments.
+        replay_seconds: of sampling a batch and writing its latents.
+        bare: steps per second of all environments alone.
+    """
+    count = len(environments)
+    replay = random_replay(config, agent.observation_spec, agent.action_spec, count)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        health = Health(config, agent.action_spec, replay.streams * replay.rows)
+        logger = Logger(Path(folder), config, Terminal(nowhere), Counters(repeat=1), health)
+        rate = _loop(config, agent, environments, replay, (logger,), max(STEP_SECONDS, 10 * update.median_s))
+        logger.close(Counters(repeat=1))
+    updates = rate * config.ratio / (config.replay.batch * config.replay.length)
+    shares = {
+        "updates": updates * update.median_s,
+        "environments": rate / bare,
+        "acting": rate / count * acting.median_s,
+        "replay": updates * replay_seconds,
+    }
+    return Training(config.ratio, rate, updates, shares | {"the rest": 1 - sum(shares.values())})
+
+
+def _loop(
+    config: Config,
+    agent: Agent,
+    environments: Environments,
+    replay: Replay,
+    observers: Sequence[Observer],
+    seconds: float,
+) -> float:
+    """Agent steps per second of the training loop, after a warm-up."""
     counters = Counters(repeat=1, updates=1)
-    clock = Clock(warm_up=STEP_SECONDS / 4, seconds=STEP_SECONDS, counters=counters)
-    train(config, agent, environments, replay, counters, observers=(), saver=Unsaved(), stopped=clock)
+    clock = Clock(warm_up=seconds / 4, seconds=seconds, counters=counters)
+    config = replace(config, frames=sys.maxsize)
+    train(config, agent, environments, replay, counters, observers, saver=Unsaved(), stopped=clock)
     return clock.rate
 
 
@@ -363,7 +434,7 @@ def _wait(device: torch.device) -> None:
 def table(report: Report) -> str:
     """The report for people."""
     whole = sum(report.parts.values())
-    kind = "compiled" if report.compiled else "eager"
+    kind, training = "compiled" if report.compiled else "eager", report.training
     lines = [
         f"{report.task}, size {report.size}, {report.parameters / 1e6:.3g} million parameters",
         f"{report.device}, {report.precision}, {kind}, {report.threads} threads, torch {report.torch}",
@@ -379,6 +450,9 @@ def table(report: Report) -> str:
         f"  writing latents   {_spread(report.replay_refresh)}",
         f"environment         {report.environment_steps_per_second:,.0f} steps/s alone, "
         f"{report.collected_steps_per_second:,.0f} with acting and storing",
+        f"training            {training.steps_per_second:,.3g} steps/s, {training.updates_per_second:.3g} updates/s at "
+        f"ratio {training.ratio:g}: {training.of_allowed:.0%} of what updates and environments allow",
+        "  its time          " + ", ".join(f"{name} {share:.0%}" for name, share in training.shares.items()),
         f"peak memory         {report.peak_memory_bytes / 1e9:.3g} GB",
         f"arithmetic          {report.update_flop / 1e9:,.4g} GFLOP an update, {report.peak_share:.0%} of the peak of "
         f"{report.peak_flop_per_second / 1e12:.3g} TFLOP/s",

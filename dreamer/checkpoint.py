@@ -45,7 +45,7 @@ from .errors import UserMistake
 from .machine import choose_device, choose_dtype
 from .replay import Replay
 
-FORMAT = 2
+FORMAT = 3
 PART_BYTES = 1 << 28  # of the replay in one file
 NEWEST, PREVIOUS = "checkpoint.json", "previous.json"
 BEGINNING = {"lock", "replay", "spaces.json", "versions.json", "config.json"}  # all that a run stopped at once has

@@ -105,7 +105,7 @@ def train(
 
     from .run import start
 
-    environments = _environments(config, config.envs, config.seed, restarts=config.run.restarts)
+    environments = _environments(config, config.envs, config.seed, guarded=True, restarts=config.run.restarts)
     try:
         start(config, folder, environments)
     finally:
@@ -185,24 +185,16 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score the checkpoint of RUN on whole episodes."""
-    from .checkpoint import RunFolder
     from .evaluate import evaluate as play
-    from .logger import Terminal
-    from .run import check_spaces
     from .video import check_path, write
 
     if episodes < 1:
         raise UserError(f"{episodes} episodes leave nothing to score; give 1 or more")
     if video is not None:
         check_path(video)
-    folder = RunFolder(run)
-    config = folder.config()
-    terminal = Terminal()
-    agent = folder.load_agent(device, seed, terminal.say)
     film: list[Any] | None = [] if video is not None else None
-    environments = _environments(config, min(episodes, envs), seed, drawn=film is not None)
+    config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device, drawn=film is not None)
     try:
-        check_spaces(folder, environments)
         scores = play(agent, environments, episodes, greedy, film, terminal.progress)
     finally:
         environments.close()
@@ -244,16 +236,26 @@ def _import_envs() -> ModuleType:
     return envs
 
 
-def _environments(config: "Config", count: int, seed: int, drawn: bool = False, restarts: int = 0) -> Any:
-    """`count` environments of the run's task; `drawn` ones can render themselves."""
+def _environments(
+    config: "Config",
+    count: int,
+    seed: int,
+    guarded: bool = False,
+    restarts: int = 0,
+    drawn: bool = False,
+) -> Any:
+    """`count` environments of the run's task, as `envs.Vector` takes them; `drawn` ones can render themselves.
+
+    If `guarded`, those that may hang or crash step in processes of their own, which can be ended; else those that are
+    faster there.
+    """
     import numpy as np
 
-    package = _import_envs()
-    options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
-    if drawn and config.task.startswith("gym/"):
-        options["render_mode"] = "rgb_array"  # Gymnasium wants to know when it makes one
-    processes = package.steps_in_processes(config.task, count, **options)
-    if processes:
+    package, options = _import_envs(), _options(config, drawn)
+    processes = (
+        package.wants_processes(config.task) if guarded else package.steps_in_processes(config.task, count, **options)
+    )
+    if processes and count > 1:
         click.echo(f"Starting {count} environments, each in a process of its own ...", err=True)
     return package.Vector(
         [functools.partial(package.make, config.task, **options)] * count,
@@ -262,6 +264,132 @@ def _environments(config: "Config", count: int, seed: int, drawn: bool = False, 
         restarts=restarts,
         patience=config.run.patience_seconds,
     )
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="dream.gif", show_default=True, help="GIF, MP4 or PNG.")
+@click.option("--horizon", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Steps of the dream.")
+@click.option("--context", type=click.IntRange(1, 1_000), default=5, show_default=True, help="Steps seen before it.")
+@click.option("--scenes", type=click.IntRange(1, 8), default=1, show_default=True, help="Episodes, side by side.")
+@click.option("--policy", is_flag=True, help="Let the agent act inside its dream, instead of the real actions.")
+@click.option("--seed", type=SEEDS, default=1_000_000, show_default=True, help="Of the episodes and the dreams.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+def imagine(
+    run: Path, out: Path, horizon: int, context: int, scenes: int, policy: bool, seed: int, device: str
+) -> None:
+    """Show real episodes beside what the model of RUN dreams of them.
+
+    The model sees a few steps, marked green; then it is on its own and only told the real actions. As .png, all steps
+    are on one sheet.
+    """
+    from . import imagine as pictures
+    from .dream import record
+
+    pictures.check_path(out)
+    config, agent, environments, terminal = _played(run, scenes, seed, device)
+    try:
+        episodes = record(agent, environments, scenes, pictures.WATCHED + context + horizon, terminal.progress)
+    finally:
+        environments.close()
+        terminal.clear()
+    found = pictures.scenes(agent, episodes, context, horizon, policy, seed)
+    pictures.draw(found, f"{config.task}, {run.name}", out)
+    click.echo(f"Wrote {out}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(2, 10_000), default=10, show_default=True, help="Fresh ones, to play.")
+@click.option("--horizon", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Steps to look ahead.")
+@click.option("--envs", type=click.IntRange(min=1), default=8, show_default=True, help="Environments at once, at most.")
+@click.option("--page", type=click.Path(path_type=Path), help="Also write a page with all plots, as .html.")
+@click.option("--seed", type=SEEDS, default=2_000_000, show_default=True, help="Of the episodes and the dreams.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diagnose(
+    run: Path, episodes: int, horizon: int, envs: int, page: Path | None, seed: int, device: str, as_json: bool
+) -> None:
+    """Measure how far the world model of RUN can be trusted.
+
+    Open loop with the real actions of fresh episodes: errors by steps ahead against simple forecasts, the latents'
+    drift, whether dreams differ as much as they err, and predicted against real returns.
+    """
+    from . import diagnose as diagnosis
+    from . import report
+    from .dream import record
+
+    if page is not None and (page.suffix != ".html" or not page.parent.is_dir()):
+        raise UserError(f"{page} cannot be the page; give a name that ends in .html, in a folder that is there")
+    config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
+    try:
+        played = record(agent, environments, episodes, report=terminal.progress)
+        found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress)
+    finally:
+        environments.close()
+        terminal.clear()
+    click.echo(json.dumps(found.to_json()) if as_json else report.table(found))
+    if page is not None:
+        page.write_text(report.page(found))
+        click.echo(f"Wrote {page}", err=True)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Of the page; 0 is any.")
+@click.option("--seed", type=SEEDS, default=3_000_000, show_default=True, help="Of the episodes and the dream.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+def play(run: Path, port: int, seed: int, device: str) -> None:
+    """Play the dream of RUN in the browser.
+
+    With the keyboard, and with the real environment beside it on request. The page is served to this machine alone.
+    """
+    from .checkpoint import RunFolder
+    from .machine import limit_threads
+    from .play import Server, Stage
+
+    limit_threads()
+    folder = RunFolder(run)
+    config, agent = folder.config(), folder.load_agent(device, seed)
+    options = _options(config, drawn=True)
+    environment = _import_envs().make(config.task, **options)
+    try:
+        server = Server(Stage(agent, environment, seed), f"{config.task}, dreamt", port)
+        click.echo(f"Open {server.address} in a browser; Ctrl-C ends it.")
+        server.run()
+    except KeyboardInterrupt:
+        click.echo("")
+    finally:
+        environment.close()
+
+
+def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) -> Any:
+    """The config and agent of a run's checkpoint, `count` environments of its task, and the terminal."""
+    from .checkpoint import RunFolder
+    from .logger import Terminal
+    from .machine import limit_threads
+    from .run import check_spaces
+
+    limit_threads()
+    folder = RunFolder(run)
+    config = folder.config()
+    terminal = Terminal()
+    agent = folder.load_agent(device, seed, terminal.say)
+    environments = _environments(config, count, seed, drawn=drawn)
+    try:
+        check_spaces(folder, environments)
+    except BaseException:
+        environments.close()
+        raise
+    return config, agent, environments, terminal
+
+
+def _options(config: "Config", drawn: bool) -> dict[str, Any]:
+    """For `envs.make`; `drawn` environments can render themselves."""
+    options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
+    if drawn and config.task.startswith("gym/"):
+        options["render_mode"] = "rgb_array"  # Gymnasium wants to know when it makes one
+    return options
 
 
 @main.command()
@@ -296,6 +424,33 @@ def compare(runs: tuple[Path, ...], frames: int | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("file", metavar="LIST", type=click.Path(path_type=Path))
+@click.option("--runs", type=click.Path(path_type=Path), default="runs/batch", show_default=True, help="Their folders.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default="runs/results/curves",
+    show_default=True,
+    help="What they have shown: curves, times, and an index.",
+)
+@click.option("--at-once", type=click.IntRange(min=1), default=1, show_default=True, help="Runs side by side.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="After which all are stopped and saved.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | None, device: str) -> None:
+    """Work through a LIST of runs.
+
+    LIST is a CSV with the columns task and seed and, where wanted, size, ratio, frames and settings. Runs that are
+    finished are left alone, interrupted ones go on. The exit code is 1 if one ended by an error.
+    """
+    from .batch import Batch, read
+    from .logger import Terminal
+
+    work = Batch(read(file), runs, results, at_once, minutes, device, Terminal().say)
+    if work.work():
+        raise SystemExit(1)
+
+
+@main.command()
 @click.option("--env", "task", default="dmc/walker_walk", show_default=True, help="Whose shapes and environments.")
 @click.option("--size", metavar="SIZE", help="Model size: 1m, 12m, 25m, 50m, 100m, 200m, 400m.")
 @click.option("--device", type=DEVICES, help="Where to compute.")
@@ -323,7 +478,7 @@ def bench(
 
         settings = (*settings, *_machine_settings(device, precision), *(["run.compile=false"] if eager else []))
         config = _new_config(task, {"size": size, "settings": settings})
-        environments = _environments(config, config.envs, config.seed)
+        environments = _environments(config, config.envs, config.seed, guarded=True)
         try:
             report = benchmark.measure(config, environments, lambda text: click.echo(f"{text} ...", err=True))
         finally:

@@ -1,12 +1,10 @@
-"""What keeps a long run going: checkpoints that may fail, environments that are made anew or that hang."""
+"""What keeps a long run going: checkpoints that may fail, environments that are made anew."""
 
 import contextlib
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any
 
 from . import snapshot
 from .agent import Agent, Memory
@@ -108,46 +106,3 @@ class Restarts:
         with contextlib.suppress(OSError):
             words += f"; its traceback is in {self._folder.write_failure(traceback.format_exception(error))}"
         self._terminal.say(f"{words[0].upper()}{words[1:]}. Made anew; its episode ends here, as at a time limit")
-
-
-class Slow(Protocol):
-    """Environments that say since when they have been busy."""
-
-    @property
-    def busy_since(self) -> float | None: ...  # by time.monotonic
-
-
-class Watchdog:
-    """Says where an environment of this process hangs, which only the user can stop.
-
-    Args:
-        patience: seconds that a step may take.
-    """
-
-    def __init__(self, folder: RunFolder, terminal: Terminal, environments: Slow, patience: float):
-        self._folder, self._terminal = folder, terminal
-        self._environments, self._patience = environments, patience
-        self._watched = threading.get_ident()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        said: float | None = None  # since when it was busy
-        while not self._done.wait(self._patience / 4):
-            since = self._environments.busy_since
-            if since is None or since == said or time.monotonic() - since < self._patience:
-                continue
-            said = since
-            words = f"The environment has not answered for {time.monotonic() - since:.0f} s"
-            with contextlib.suppress(OSError):
-                place = traceback.format_stack(sys._current_frames()[self._watched])
-                words += f"; where it is, is in {self._folder.write_failure(place)}"
-            self._terminal.say(f"{words}. If it hangs, press Ctrl-C twice: the last checkpoint stays")

@@ -11,6 +11,8 @@ import torch
 
 from .errors import UserMistake
 
+CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # a container's share: microseconds of a period, or "max"
+
 
 class MachineError(UserMistake):
     """Something asked for that this machine does not have."""
@@ -58,6 +60,21 @@ def why_not_compile(device: torch.device) -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python's headers were not found (Debian: apt-get install python3-dev)"
     return None
+
+
+def limit_threads() -> None:
+    """Use no more threads than there are cores for this process; torch counts all that the machine has."""
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those that it is bound to, or its container's share if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_CPU.read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # none, or "max"
+        return cores
 
 
 def keep_freed_memory() -> None:

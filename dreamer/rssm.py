@@ -220,12 +220,16 @@ class RSSM(nn.Module):
         deter, stoch = torch.where(keep, state.deter, 0.0), torch.where(keep.unsqueeze(-1), state.stoch, 0.0)
         deter, inputs = deterministic_step(weights, deter, stoch.flatten(-2), action)
         narrow = deter.to(self.dtype)
-        hidden = norm_silu(narrow @ weights.posterior.T + tokens, weights.scales.posterior)
-        logits = (hidden @ weights.logits.T + weights.offsets.logits).float()
-        logits = logits.unflatten(-1, (self.config.stoch, self.config.classes))
+        logits, hidden = self.posterior_logits(weights, narrow, tokens)
         probs = dist.mixed_probs(logits)
         sample = dist.straight_through(dist.sample_onehot(probs, uniform), probs)
         return State(deter, sample), logits, Inputs(*(x.detach() for x in (*inputs, narrow, hidden)))
+
+    def posterior_logits(self, weights: Recurrence, deter: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, S, K), float32, and the layer before them, for deter (N, D) in compute precision."""
+        hidden = norm_silu(deter @ weights.posterior.T + tokens, weights.scales.posterior)
+        logits = (hidden @ weights.logits.T + weights.offsets.logits).float()
+        return logits.unflatten(-1, (self.config.stoch, self.config.classes)), hidden
 
     def observe_steps(
         self,

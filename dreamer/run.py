@@ -16,10 +16,18 @@ from .agent import Agent
 from .checkpoint import CheckpointError, RunFolder
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds
 from .errors import UserMistake
-from .guards import Restarts, Saver, Watchdog
+from .guards import Restarts, Saver
 from .health import Health
 from .logger import Logger, Terminal
-from .machine import choose_device, choose_dtype, device_memory, keep_freed_memory, total_memory, why_not_compile
+from .machine import (
+    choose_device,
+    choose_dtype,
+    device_memory,
+    keep_freed_memory,
+    limit_threads,
+    total_memory,
+    why_not_compile,
+)
 from .published import expectation
 from .replay import Replay, row_bytes
 from .soundness import Soundness
@@ -37,6 +45,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     """
     terminal = Terminal()
     keep_freed_memory()
+    limit_threads()
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
@@ -94,8 +103,7 @@ def _train(
     observers = (logger, Soundness(folder.path))
     environments.on_restart = Restarts(folder, terminal)
     try:
-        with Watchdog(folder, terminal, environments, config.run.patience_seconds):
-            train(config, agent, environments, replay, counters, observers, saver, stop, memory)
+        train(config, agent, environments, replay, counters, observers, saver, stop, memory)
     except Exception as error:
         with contextlib.suppress(OSError):
             terminal.say(

@@ -92,6 +92,18 @@ class ActionSpec:
                 start += part.size
         return result
 
+    def from_environment(self, action: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The inverse of `to_environment`: {key: (N, ...)} -> flat actions (N, A) float32."""
+        flat: list[np.ndarray] = []
+        for part in self.parts:
+            values = np.asarray(action[part.key])
+            values = values.reshape(len(values), -1)
+            if part.classes:
+                flat.extend(np.eye(classes)[column.astype(int)] for classes, column in zip(part.classes, values.T))
+            else:
+                flat.append(values)
+        return np.concatenate(flat, -1).astype(np.float32)
+
 
 def observation_spec(space: gymnasium.Space) -> ObservationSpec:
     """Sort the keys of an observation space into images, floats and integers.

@@ -109,6 +109,15 @@ def make(task: str, /, *, repeat: int | None = None, seed: int | None = None, **
     return suite.make(name, seed=seed, **options)
 
 
+def wants_processes(task: str) -> bool:
+    """Whether a long run should step the environments of a task in processes of their own.
+
+    Only a process can be ended that hangs or crashes. Not needed for the engines of the suites that are quick, which
+    do neither.
+    """
+    return _find(task)[0].slow is not False
+
+
 def steps_in_processes(task: str, count: int, /, *, repeat: int | None = None, **options: Any) -> bool:
     """Whether `count` environments of a task are faster in processes of their own (see `Vector`).
 

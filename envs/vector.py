@@ -17,7 +17,6 @@ No environment may reset itself: its first observation would be taken for the la
 
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +62,6 @@ class Vector:
         self._processes, self._patience = processes, patience
         self._restarts = restarts
         self._failures = [0] * len(factories)  # of each, since it last ended an episode well
-        self.busy_since: float | None = None  # when a step began that is not done, and that nobody can end
         self.on_restart: Callable[[EnvironmentFailed], object] = lambda error: None
         self._envs: list[Local | Worker] = []
         try:
@@ -100,8 +98,6 @@ class Vector:
             is_last=np.zeros(count, bool),
             is_terminal=np.zeros(count, bool),
         )
-        if not self._processes:
-            self.busy_since = time.monotonic()
         answers = []
         for i, env in enumerate(self._envs):
             if self._needs_reset[i]:
@@ -120,7 +116,6 @@ class Vector:
                 self._failures[i] = 0
             for key, target in observation.items():
                 target[i] = values[key]
-        self.busy_since = None
         return rows
 
     def _outcome(self, i: int, answer: Callable[[], Outcome]) -> Outcome:

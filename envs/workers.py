@@ -15,9 +15,12 @@ a run is decided here. What the environment prints goes to the standard error.
 
 Not `multiprocessing`, which would import the caller's main script once more in every worker: all that it
 imports, and all that it does where it has no `if __name__ == "__main__"`.
+
+A process that crashes, or is ended since it hangs, writes where it is to a file that both sides have open.
 """
 
 import contextlib
+import faulthandler
 import functools
 import math
 import os
@@ -26,11 +29,12 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -163,12 +167,13 @@ class Worker:
 
     factory: is sent there, so it must be picklable and not defined in the main script; its modules are looked
     for where this process would find them now. name: of the environment, for messages. patience: seconds to wait for
-    an answer, once it is made, where the system can wait for a limited time.
+    it to be made, and for each answer, where the system can wait for a limited time.
 
     The constructor does not wait. `facts` and the answers raise
         TaskError            as `Local` does
         EnvironmentFailed    as `Local` does, with the traceback from there as a note; it can still be asked
-        WorkerDied           when the process has ended: close this and make another one
+        WorkerDied           when the process has ended, with what it said of the place where it was as a note: close
+                             this and make another one
     """
 
     def __init__(self, factory: Factory, name: str = "the environment", patience: float = math.inf):
@@ -184,11 +189,12 @@ class Worker:
         self._end = weakref.finalize(self, self._process.end)  # at the interpreter's exit, too
         self._process.send(list(sys.path))
         self._process.send(("make", (pickled, name)))
+        self._until = time.monotonic() + patience
         self._is_unread = True
 
     @functools.cached_property
     def facts(self) -> Facts:
-        return self._answer(math.inf)
+        return self._answer(self._until)
 
     def ask(self, method: str, *arguments: Any) -> Callable[[], Any]:
         """Sends a question; returns what waits for the answer. Ask again only once that has been called.
@@ -229,11 +235,11 @@ class Worker:
     def _answer(self, until: float) -> Any:
         if not self._process.answers_within(until - time.monotonic()):
             self._process.kill()
-            raise WorkerDied(f"{self.name} did not answer within {self._patience:g} s.")
+            raise self._died(f"{self.name} did not answer within {self._patience:g} s.")
         try:
             kind, value = self._process.receive()
         except (EOFError, OSError, pickle.UnpicklingError):
-            raise WorkerDied(f"The process of {self.name} {self._process.ending()}.") from None
+            raise self._died(f"The process of {self.name} {self._process.ending()}.") from None
         self._is_unread = False
         if kind == _DONE:
             return value
@@ -244,21 +250,33 @@ class Worker:
         error.add_note(f"In the process of {self.name}:\n\n{details.rstrip()}")
         raise error
 
+    def _died(self, message: str) -> WorkerDied:
+        error = WorkerDied(message)
+        if place := self._process.last_words():
+            error.add_note(f"Where the process of {self.name} was:\n\n{place}")
+        return error
+
 
 class _Process:
     """A Python process that runs `_serve`, and the pipes to it."""
 
     def __init__(self) -> None:
+        self._last_words: IO[bytes] | None = None
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a full disk, say: it can do without
+                self._last_words = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
+        shared = [self._last_words.fileno()] if self._last_words else []
         # Read before anything that belongs to the project can be imported.
         code = (
             "import os, pickle, sys; questions = os.fdopen(os.dup(0), 'rb'); "
-            f"sys.path[:] = pickle.load(questions); from {__name__} import _serve; _serve(questions)"
+            f"sys.path[:] = pickle.load(questions); from {__name__} import _serve; _serve(questions, *{shared})"
         )
         with _signals_blocked():
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                pass_fds=shared,
                 # On Windows, which has no signals to block, this keeps Ctrl-C away.
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
@@ -284,7 +302,19 @@ class _Process:
         return pickle.load(self._answers)
 
     def kill(self) -> None:
+        """Ends one that hangs, once it has said where."""
+        if sys.platform != "win32":
+            self._popen.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(1.0)
         self._popen.kill()
+
+    def last_words(self) -> str:
+        """Where a process that has ended was at last, if it could say so."""
+        if self._last_words is None:
+            return ""
+        self._last_words.seek(0)
+        return self._last_words.read().decode(errors="replace").strip()
 
     def ending(self) -> str:
         """How it ended, for a message, once it cannot be understood any more."""
@@ -314,6 +344,8 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
+        if self._last_words:
+            self._last_words.close()
 
 
 @contextlib.contextmanager
@@ -333,9 +365,12 @@ def _signals_blocked() -> Iterator[None]:
 _DONE, _MISTAKE, _FAILURE = "done", "mistake", "failure"
 
 
-def _serve(questions: BinaryIO) -> None:
-    """The life of a worker's process, until the other side hangs up."""
+def _serve(questions: BinaryIO, last_words: int | None = None) -> None:
+    """The life of a worker's process, until the other side hangs up; `last_words` is an open file's number."""
     _ignore_signals()
+    if last_words is not None:
+        faulthandler.enable(last_words)
+        faulthandler.register(signal.SIGUSR1, last_words, chain=True)  # says where it is, and ends
     answers = _take_standard_streams()
     env: Local | None = None
 

@@ -44,6 +44,12 @@ def test_the_report_for_machines():
     assert report["environment_steps_per_second"] > report["collected_steps_per_second"]
     expected = report["update_flop"] / update["median_s"] / report["peak_flop_per_second"]
     assert report["peak_share"] == pytest.approx(expected)
+    training = report["training"]
+    assert set(training["shares"]) == {"updates", "environments", "acting", "replay", "the rest"}
+    assert sum(training["shares"].values()) == pytest.approx(1)
+    # A ratio of 1 with batches of 2 x 4 steps: an update every 8 steps.
+    assert training["updates_per_second"] == pytest.approx(training["steps_per_second"] / 8)
+    assert 0 < training["of_allowed"] < 1.5
 
 
 def test_the_report_for_people():
@@ -66,7 +72,7 @@ def test_precision_is_an_option():
 
 def test_parts_add_up_to_an_update_and_leave_no_trace():
     config, agent, *_ = tiny.tiny_run()
-    replay = random_replay(config, agent.observation_spec, agent.action_spec)
+    replay = random_replay(config, agent.observation_spec, agent.action_spec, streams=1)
     batch, _ = replay.sample(config.replay.batch)
     before = [set(vars(owner)) for owner in (agent, agent.world_model, agent.world_model.rssm, agent.imagination)]
     slow = agent.imagination.rollout
@@ -118,7 +124,7 @@ def test_random_experience_has_every_kind_of_observation():
     observation = ObservationSpec(images={"eye": (48, 48, 1)}, floats={"speed": 3}, integers={"card": (4, 2)})
     action = ActionSpec((ActionPart("action", classes=(2,)),))
     config = tiny.tiny_config()
-    batch, _ = random_replay(config, observation, action).sample(2)
+    batch, _ = random_replay(config, observation, action, streams=2).sample(2)
     length = config.replay.length
     assert batch.observation["eye"].shape == (2, length, 48, 48, 1) and batch.observation["eye"].float().std() > 50
     assert batch.observation["speed"].shape == (2, length, 3)

@@ -426,9 +426,9 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, na
         "5",
         "[1]",
         "{}",
-        '{"format": 2}',
-        '{"format": 2, "counters": {}}',
-        '{"format": 2, "counters": {}, "files": 5}',
+        '{"format": 3}',
+        '{"format": 3, "counters": {}}',
+        '{"format": 3, "counters": {}, "files": 5}',
         "\x00",
     ],
 )
@@ -443,7 +443,7 @@ def test_a_foreign_checkpoint_is_a_plain_error(tmp_path, content):
 def test_a_checkpoint_of_another_format_says_so(tmp_path):
     run = Run(tmp_path).create()
     (tmp_path / "checkpoint.json").write_text('{"format": 99, "counters": {}, "files": {}}')
-    with pytest.raises(CheckpointError, match=r"has format 99, this program reads 2.*versions\.json"):
+    with pytest.raises(CheckpointError, match=r"has format 99, this program reads 3.*versions\.json"):
         run.folder.resume(print)
 
 

@@ -15,7 +15,6 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
-from gymnasium import spaces
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -101,7 +100,7 @@ for command in ([], ["train"], ["evaluate"]):
         main([*command, "--help"])
     except SystemExit:
         pass
-print(sorted({"torch", "numpy", "gymnasium", "envs", "tensorboard"} & set(sys.modules)))
+print(sorted({"torch", "envs", "tensorboard", "matplotlib"} & set(sys.modules)))
 """
     assert python("-c", code).stdout.splitlines()[-1] == "[]"
 
@@ -436,6 +435,8 @@ def test_a_folder_that_cannot_be_one(tmp_path):
 
 
 OWN = """
+import faulthandler
+import time
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -531,6 +532,14 @@ class LaterNaN(Later):
     def fail(self):
         return np.full(2, np.nan, np.float32), 0.0, False, False, {}
 
+class Hanging(Later):
+    def fail(self):
+        time.sleep(600)
+
+class Crashing(Later):
+    def fail(self):
+        faulthandler._sigsegv()
+
 number = 3
 """
 
@@ -542,6 +551,13 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "my_typo.py").write_text("def world(:")
     monkeypatch.syspath_prepend(tmp_path)
     yield
+    sys.modules.pop("my_worlds", None)
+
+
+def change_own(folder):
+    """Good has another action from now on."""
+    with (folder / "my_worlds.py").open("a") as file:
+        file.write("\nGood.action_space = spaces.Discrete(3)\n")
     sys.modules.pop("my_worlds", None)
 
 
@@ -608,6 +624,28 @@ def test_an_environment_that_fails_now_and_then_is_made_anew(own, tmp_path):
     assert rows["is_last"][follows].all() and not rows["is_terminal"].any()
 
 
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("Hanging", "Environment 1 of 1 did not answer within 1 s; its traceback is in"),
+        pytest.param(
+            "Crashing",
+            "was killed by signal SIGSEGV; its traceback is in",
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="has no signals"),
+        ),
+    ],
+)
+def test_an_environment_that_hangs_or_crashes_is_made_anew(own, tmp_path, name, named):
+    folder = tmp_path / "run"
+    arguments = ["--env", f"my_worlds:{name}", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 50]
+    result = works("train", *arguments, "--set", "run.patience_seconds=1")
+    said = [line for line in result.stderr.splitlines() if "Made anew; its episode ends here" in line]
+    assert len(said) == 1 and named in said[0]
+    line = OWN.splitlines().index(f"class {name}(Later):") + 3
+    assert f'my_worlds.py", line {line} in fail' in (folder / "failures.txt").read_text()
+    assert counters(folder)["rows"] == 50
+
+
 @pytest.mark.parametrize("name", ["checkpoint.json", "state-60.pt", "config.json", "spaces.json"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", b"import os; os.remove('x')"])
 def test_a_damaged_run_is_refused_and_left_alone(run, name, content):
@@ -621,7 +659,7 @@ def test_a_damaged_run_is_refused_and_left_alone(run, name, content):
 def test_an_environment_that_has_changed_since(own, tmp_path):
     folder = tmp_path / "run"
     works("train", "--env", "my_worlds:Good", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
-    sys.modules["my_worlds"].Good.action_space = spaces.Discrete(3)
+    change_own(tmp_path)
     sentence = mistake("train", "--run", folder, "--frames", 40)
     assert "holds an agent that sees vector, 2 numbers, by MLP; does action, one of 2, but" in sentence
     assert "one that sees vector, 2 numbers, by MLP; does action, one of 3; give another --run" in sentence
@@ -630,7 +668,7 @@ def test_an_environment_that_has_changed_since(own, tmp_path):
 def test_evaluation_notices_an_environment_that_has_changed(own, tmp_path):
     folder = tmp_path / "run"
     works("train", "--env", "my_worlds:Good", "--size", "1m", *WIDTHS, "--run", folder, "--frames", 20)
-    sys.modules["my_worlds"].Good.action_space = spaces.Discrete(3)
+    change_own(tmp_path)
     assert "one that sees vector, 2 numbers, by MLP; does action, one of 3" in mistake("evaluate", folder)
 
 

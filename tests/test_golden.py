@@ -1,7 +1,8 @@
 """One small problem, worked through by the reference implementation, reproduced by the real modules.
 
 `data/golden_vector.npz` holds parameters, a batch, every intermediate result, every loss, all gradients, and the
-parameters after three updates, computed in float32 by the author's implementation. Sampling is deterministic there:
+parameters after three updates, computed in float32 by the author's implementation. Eager and compiled code have to
+reproduce it. Sampling is deterministic there:
 latents take the mode, actions are mean + 0.5 standard deviations.
 """
 
@@ -16,6 +17,7 @@ from dreamer import distributions as dist
 from dreamer.agent import Agent
 from dreamer.config import make_config
 from dreamer.imagination import Noise
+from dreamer.machine import why_not_compile
 from dreamer.replay import Batch
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
@@ -124,12 +126,34 @@ def make_agent() -> Agent:
     return agent
 
 
+def mode(probs, uniform):
+    return torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).float()
+
+
 @pytest.fixture(autouse=True)
 def mode_instead_of_sample(monkeypatch):
-    def mode(probs, uniform):
-        return torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).float()
-
     monkeypatch.setattr(dist, "sample_onehot", mode)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Agent:
+    """Compiled at its first use, with what `mode_instead_of_sample` puts there."""
+    agent = make_agent()
+    agent.compile()
+    return agent
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def agent(request) -> Agent:
+    agent = make_agent()
+    if request.param == "eager":
+        return agent
+    if problem := why_not_compile(agent.device):
+        pytest.skip(problem)
+    compiled = request.getfixturevalue("compiled")
+    compiled.load_state_dict(agent.state_dict())
+    compiled.optimizer.zero_grad()
+    return compiled
 
 
 @pytest.fixture
@@ -151,8 +175,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float, what: str) 
     assert ours.shape == theirs.shape and error < relative, f"{what}: relative error {error:.1e}"
 
 
-def test_forward(batch):
-    agent = make_agent()
+def test_forward(agent, batch):
     model = agent.world_model
     close(model.encoder(batch.observation), golden("out/tokens"), 1e-5, "tokens")
     posterior, logits = model.observe(batch, torch.zeros(3, 8, STOCH))
@@ -177,16 +200,15 @@ def unreduced_losses(agent: Agent, batch: Batch, monkeypatch) -> dict[str, torch
     return seen
 
 
-def test_losses(batch, monkeypatch):
-    agent = make_agent()
+def test_losses(agent, batch, monkeypatch):
     losses = unreduced_losses(agent, batch, monkeypatch)
     assert set(losses) == set(LOSSES)
     for ours, theirs in LOSSES.items():
         close(losses[ours], golden(f"out/loss/{theirs}"), 1e-5, ours)
 
 
-def test_imagination_means(batch):
-    _, metrics, _, _ = make_agent().loss(batch)
+def test_imagination_means(agent, batch):
+    _, metrics, _, _ = agent.loss(batch)
     for ours, theirs in {
         "advantage": "adv",
         "reward": "rew",
@@ -197,8 +219,7 @@ def test_imagination_means(batch):
         close(metrics[f"behavior/{ours}"], golden(f"out/imagination/{theirs}"), 1e-5, ours)
 
 
-def test_total_and_gradients(batch):
-    agent = make_agent()
+def test_total_and_gradients(agent, batch):
     total, _, _, _ = agent.loss(batch)
     close(total, golden("out/total_loss"), 1e-5, "total loss")
     total.backward()
@@ -207,8 +228,7 @@ def test_total_and_gradients(batch):
         close(own[ours].grad, converted("grad", theirs), 1e-4, ours)
 
 
-def test_three_updates(batch):
-    agent = make_agent()
+def test_three_updates(agent, batch):
     for step in range(3):
         metrics, _ = agent.update(batch)
         close(metrics["loss/total"], golden(f"out/total_loss_step{step}"), 1e-5, f"loss {step}")

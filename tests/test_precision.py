@@ -19,7 +19,7 @@ def learn(dtype):
     config = make_config("test/precision", size="1m", settings=["replay.batch=4", "replay.length=16"])
     config = replace(config, optimizer=replace(config.optimizer, warmup=50, learning_rate=3e-4))
     agent = Agent(config, OBSERVATION, ACTION, torch.device("cpu"), dtype)
-    batch, _ = random_replay(config, OBSERVATION, ACTION).sample(4)
+    batch, _ = random_replay(config, OBSERVATION, ACTION, streams=1).sample(4)
     history = [agent.update(batch)[0] for _ in range(UPDATES)]
     return {name: torch.stack([metrics[name] for metrics in history]) for name in history[0]}
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamer.checkpoint import RunFolder, _parts
 from dreamer.cli import main
+from dreamer.machine import why_not_compile
 
 WIDTHS = [part for setting in tiny.WIDTHS for part in ("--set", setting)]
 
@@ -84,13 +85,23 @@ def test_bit_for_bit(tmp_path, task, envs, stops, arguments):
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.skipif(bool(why_not_compile(torch.device("cpu"))), reason="nothing to compile with")
+def test_bit_for_bit_where_it_is_compiled(tmp_path):
+    for folder, stops in (("whole", [24]), ("parts", [17, 24])):
+        for rows in stops:
+            torch._dynamo.reset()  # as in a process of its own
+            said = train(tmp_path / folder, "dmc/cartpole_swingup", rows, 1, "--set", "run.compile=true")
+            assert "Not compiling" not in said
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_bit_for_bit_over_the_ends_of_episodes(tmp_path):
     """Short episodes, from the project's own environment that can save its state."""
-    train(tmp_path / "whole", "tiny:saving", 200)
+    train(tmp_path / "whole", "counting:Saving", 200)
     assert len(scores(tmp_path / "whole")) > 20
     for stop in range(7, 200, 11):
-        train(tmp_path / "parts", "tiny:saving", stop)
-    train(tmp_path / "parts", "tiny:saving", 200)
+        train(tmp_path / "parts", "counting:Saving", stop)
+    train(tmp_path / "parts", "counting:Saving", 200)
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 

@@ -1,11 +1,7 @@
-"""What several tests share: a model that updates in milliseconds, and an environment that writes down what happened."""
+"""What several tests share: a model that updates in milliseconds, and a replay whose rows say what they are."""
 
-import itertools
-
-import gymnasium
-import numpy as np
 import torch
-from gymnasium import spaces
+from counting import Counting
 
 import envs
 from dreamer.agent import Agent
@@ -46,38 +42,6 @@ def placed(ascending):
 
 def tiny_config(*settings, task="gym/CartPole-v1", **given):
     return make_config(task, size="1m", settings=[*WIDTHS, *settings], **given)
-
-
-class Counting(gymnasium.Env):
-    """Its observation says which environment, row, episode and step this is and which action led here.
-
-    The reward is the discrete action plus one. `episodes`: the length of each and whether it really ends, in turn.
-    Rows are counted from 0, resets included. At a reset the action is -1.
-    """
-
-    observation_space = spaces.Dict({"where": spaces.Box(-np.inf, np.inf, (7,), np.float32)})
-    action_space = spaces.Dict({"move": spaces.Box(-1, 1, (2,), np.float32), "act": spaces.Discrete(4)})
-
-    def __init__(self, name=0, episodes=((3, True), (5, False), (1, True), (2, False))):
-        self.name, self.episodes = name, itertools.cycle(episodes)
-        self.row, self.episode = -1, -1
-
-    def reset(self, *, seed=None, options=None):
-        self.length, self.terminates = next(self.episodes)
-        self.episode, self.step_number = self.episode + 1, 0
-        return self.observe(-1, (-1, -1)), {}
-
-    def step(self, action):
-        assert self.step_number < self.length, "stepped after its end"
-        self.step_number += 1
-        over = self.step_number == self.length
-        observation = self.observe(action["act"], action["move"])
-        return observation, 1.0 + action["act"], over and self.terminates, over and not self.terminates, {}
-
-    def observe(self, act, move):
-        self.row += 1
-        where = (self.name, self.row, self.episode, self.step_number, act, *move)
-        return {"where": np.array(where, np.float32)}
 
 
 def counting_vector(count, **arguments):
@@ -179,20 +143,3 @@ def fill(replay, rows, first=0):
     for row in range(first, first + rows):
         replay.add(id_row(replay.streams, row))
     return replay
-
-
-class Saving(Counting):
-    """Which can say where it is."""
-
-    def get_state(self):
-        return {"episode": self.episode, "row": self.row, "step": self.step_number, "length": self.length}
-
-    def set_state(self, state):
-        self.episodes = itertools.cycle(((3, True), (5, False), (1, True), (2, False)))
-        for _ in range(state["episode"] + 1):
-            self.length, self.terminates = next(self.episodes)
-        self.episode, self.row, self.step_number = state["episode"], state["row"], state["step"]
-
-
-def saving():
-    return Saving()

@@ -12,6 +12,7 @@ import envs
 from envs import workers
 
 OWN = """
+import faulthandler
 import os
 import time
 import gymnasium
@@ -66,7 +67,13 @@ class Failing(Counting):
             os._exit(3)
         if action == 69:
             time.sleep(60)
+        if action == 70:
+            faulthandler._sigsegv()
         return super().step(action)
+
+class NeverMade(Counting):
+    def __init__(self):
+        time.sleep(60)
 
 class Wide(Counting):
     observation_space = spaces.Box(-1, 1e7, (5,), np.float32)
@@ -274,9 +281,29 @@ def test_one_that_hangs_is_killed_and_started_again(open_vector):
     row = act(vector, 3, 69)
     assert row.is_first.tolist() == [False, True] and row.observation["vector"][1, 3] != pids[1]
     assert [str(error) for error in said] == ["environment 2 of 2 did not answer within 1 s."]
+    (note,) = said[0].__notes__
+    assert "own_for_workers.py" in note and "in step" in note
     wait_until_gone(pids[1:])
     with pytest.raises(envs.WorkerDied, match=r"environment 2 of 2 did not answer within 1 s\."):
         act(vector, 3, 69)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signal")
+def test_one_that_crashes_says_where(open_vector):
+    vector = open_vector("Failing", {}, {})
+    act(vector, 0, 0)
+    with pytest.raises(envs.WorkerDied, match="environment 1 of 2 .* was killed by signal SIGSEGV") as caught:
+        act(vector, 70, 0)
+    (note,) = caught.value.__notes__
+    assert "Segmentation fault" in note and "own_for_workers.py" in note and "in step" in note
+
+
+def test_one_that_is_never_made_is_given_up(own):
+    factory = functools.partial(envs.make, f"{own}:NeverMade")
+    begun = time.monotonic()
+    with pytest.raises(envs.WorkerDied, match=r"did not answer within 2 s\.") as caught:
+        envs.Vector([factory], [0], processes=True, patience=2.0)
+    assert time.monotonic() - begun < 20 and "in __init__" in caught.value.__notes__[0]
 
 
 def test_a_worker_that_ends_by_itself(open_vector):
@@ -435,6 +462,12 @@ def test_a_factory_of_the_main_script_is_told(own):
 )
 def test_which_tasks_step_in_processes(own, task, expected):
     assert envs.steps_in_processes(task, 4) is expected
+
+
+def test_a_long_run_steps_other_people_s_code_in_processes(own):
+    wanted = {task: envs.wants_processes(task) for task in ("atari/pong", "dmc/walker_walk", "dmc_vision/walker_walk")}
+    assert wanted == {"atari/pong": False, "dmc/walker_walk": False, "dmc_vision/walker_walk": True}
+    assert envs.wants_processes("gym/CartPole-v1") and envs.wants_processes(f"{own}:Counting")
 
 
 def test_tasks_without_a_rule_are_timed(own):
