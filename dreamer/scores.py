@@ -1,9 +1,11 @@
 """The scores of a run's training episodes, read back: the curve, and what it is worth at a number of frames."""
 
+import contextlib
 import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +80,18 @@ def episodes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return frames.astype(np.int64), scores
 
 
+def hours(path: Path) -> list[tuple[int, float]]:
+    """Frames, and hours of training up to there, interruptions left out, of a run's own folder."""
+    repeat, found, before, total = RunFolder(path).config().repeat or 1, [], 0, 0.0
+    for values in _lines(path / "metrics.jsonl"):
+        rate = values.get("speed/agent_steps_per_second")
+        if rate:
+            total += (values["frames"] - before) / repeat / rate / 3600
+            before = values["frames"]
+            found.append((before, total))
+    return found
+
+
 def write_csv(curve: Curve, path: Path) -> None:
     """The short form, for keeping."""
     with path.open("w", newline="") as file:
@@ -94,12 +108,14 @@ def _from_csv(file: Path) -> list[tuple[float, float]]:
 
 
 def _from_lines(file: Path) -> list[tuple[float, float]]:
-    pairs = []
+    lines = _lines(file)
+    return [(line["frames"], line["episode/score"]) for line in lines if line.get("episode/score") is not None]
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    found = []
     for line in file.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # a line cut short
-        if values.get("episode/score") is not None:
-            pairs.append((values["frames"], values["episode/score"]))
-    return pairs
+        with contextlib.suppress(ValueError):  # a line cut short
+            found.append(json.loads(line))
+    return found

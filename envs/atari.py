@@ -141,6 +141,7 @@ class Atari(gymnasium.Env[Any, Any]):
         self._insert_cartridge()
         legal = self.ale.getLegalActionSet() if actions == "all" else self.ale.getMinimalActionSet()
         self._actions = [action.value for action in legal]
+        self._meanings = [action.name for action in legal]
         self._held = NOOP
 
         height, width = self.ale.getScreenDims()
@@ -183,6 +184,10 @@ class Atari(gymnasium.Env[Any, Any]):
                 break
         image = self._frames[0] if rendered == 1 else np.maximum(*self._frames)
         return self._observation(image), reward, over, out_of_time and not over, {}
+
+    def get_action_meanings(self) -> list[str]:
+        """As of the joystick: NOOP, FIRE, UP, UPRIGHTFIRE ..."""
+        return list(self._meanings)
 
     def render(self) -> np.ndarray:
         """The console's screen (H, W, 3) uint8, as large as it is."""

@@ -12,9 +12,10 @@ from dreamer.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CORRIDOR, USE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CORRIDOR, USE, DREAM = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NAMES = "train|evaluate|plot|compare|imagine|diagnose|play|batch|bench|envs|doctor"
 COMMANDS = sorted(
-    set(re.findall(r"(?:^|`)(dreamer (?:train|evaluate|plot|compare|bench|envs|doctor)[^`#\n]*)", README, re.MULTILINE))
+    set(re.findall(rf"(?:^|`)(dreamer (?:{NAMES}) [^`#\n]*|dreamer (?:{NAMES})\b)", README, re.MULTILINE))
 )
 
 
@@ -30,6 +31,8 @@ def test_your_own_environment_and_the_agent_from_python(tmp_path, monkeypatch):
     names: dict = {}
     exec(USE, names)
     assert names["over"] and names["observation"]["vector"].tolist() == [10]
+    exec(DREAM, names)
+    assert names["observation"].shape == (1,) and not names["truncated"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

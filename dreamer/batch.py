@@ -1,0 +1,328 @@
+"""Work through a list of runs, several side by side, and keep what each has shown.
+
+The list is a CSV with the columns `task` and `seed` and, where wanted, `size`, `ratio`, `frames` and `settings`
+(KEY=VALUE, separated by blanks). Each line is a run in a folder of its own, and a process of its own: one that is
+finished is left alone, one that was interrupted goes on from its checkpoint. When a run ends, or its time is up, its
+curve is written beside the others', and the index of all of them.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import config as configs
+from . import published, scores
+from .checkpoint import NEWEST, CheckpointError
+from .compare import results as compared
+from .errors import UserMistake
+from .machine import usable_cores
+
+COLUMNS = ("task", "seed", "size", "ratio", "frames", "settings")
+SAY_SECONDS = 60.0
+GRACE_SECONDS = 300.0  # to write the last checkpoint
+TIMES = 200  # points of `times.csv`
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the list."""
+
+    task: str
+    seed: int
+    size: str | None = None
+    ratio: float | None = None
+    frames: int | None = None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> configs.Config:
+        ratio = () if self.ratio is None else (f"ratio={self.ratio:g}",)
+        return configs.make_config(
+            self.task, size=self.size, seed=self.seed, frames=self.frames, settings=(*ratio, *self.settings)
+        )
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        config = self.config
+        words = [self.task.replace("/", "-").replace(":", "-"), config.size, f"ratio{config.ratio:g}"]
+        others = "-".join(re.sub(r"[^\w.]+", "-", setting) for setting in self.settings)
+        if others:  # some file systems allow 255 bytes, all in all
+            words.append(others if len(others) < 100 else hashlib.sha256(others.encode()).hexdigest()[:12])
+        return "-".join([*words, f"seed{self.seed}"])
+
+    def command(self, folder: Path) -> list[str]:
+        config = self.config
+        options = ["--env", self.task, "--seed", str(self.seed), "--size", config.size, "--frames", str(config.frames)]
+        settings = [f"ratio={config.ratio:g}", *self.settings]
+        return ["train", *options, *(word for each in settings for word in ("--set", each)), "--run", str(folder)]
+
+
+def read(path: Path) -> list[Entry]:
+    """The entries of a list.
+
+    Raises:
+        UserMistake: it cannot be read, or a line is none.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(line for line in file if line.strip() and not line.startswith("#")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserMistake(
+            f"{path} cannot be read ({error}); give a CSV with the columns {', '.join(COLUMNS)}"
+        ) from None
+    entries = []
+    for number, row in enumerate(rows, 1):
+        unknown = [str(name) for name in row if name not in COLUMNS]
+        if unknown or not row.get("task") or not row.get("seed"):
+            raise UserMistake(
+                f"{path}, run {number}: it needs a task and a seed, and has {', '.join(unknown) or 'not both'}; the "
+                f"columns are {', '.join(COLUMNS)}"
+            )
+        try:
+            entry = Entry(
+                task=row["task"],
+                seed=int(row["seed"]),
+                size=row.get("size") or None,
+                ratio=float(row["ratio"]) if row.get("ratio") else None,
+                frames=int(row["frames"]) if row.get("frames") else None,
+                settings=tuple((row.get("settings") or "").split()),
+            )
+            _ = entry.name
+        except ValueError as error:
+            raise UserMistake(f"{path}, run {number}: {error}") from error
+        entries.append(entry)
+    names = [entry.name for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserMistake(f"{path} has {twice} twice; leave one out")
+    if not entries:
+        raise UserMistake(f"{path} lists no runs")
+    return entries
+
+
+class Batch:
+    """A list that is worked through.
+
+    Args:
+        entries: in the order in which they are begun.
+        runs: where the runs' folders are.
+        results: where what they have shown is kept.
+        at_once: how many runs side by side.
+        minutes: after which all are stopped, each with a checkpoint; None works until all are finished.
+        device: of all runs.
+        say: is told how it stands.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        runs: Path,
+        results: Path,
+        at_once: int,
+        minutes: float | None,
+        device: str,
+        say: Callable[[str], object],
+    ):
+        self._entries, self._runs, self._results = entries, runs, results
+        self._at_once, self._device, self._say = at_once, device, say
+        self._until = time.monotonic() + 60 * minutes if minutes else None
+        self._stop = threading.Event()
+        self._running: dict[str, Entry] = {}
+        self._failed: list[str] = []
+
+    def work(self) -> list[str]:
+        """Returns the names of the runs that ended by an error; what they said is in their `said.txt`."""
+        for folder in (self._runs, self._results):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserMistake(f"{folder} cannot be made ({error.strerror}); give another folder") from error
+        with ThreadPoolExecutor(self._at_once) as pool:
+            waiting = [pool.submit(self._run, entry) for entry in self._entries]
+            try:
+                said = time.monotonic()
+                while not all(each.done() for each in waiting):
+                    time.sleep(0.2)
+                    if self._until and time.monotonic() > self._until and not self._stop.is_set():
+                        self._say("Time is up: stopping, with a checkpoint each")
+                        self._stop.set()
+                    if time.monotonic() - said > SAY_SECONDS:
+                        said = time.monotonic()
+                        self._say(self.standing())
+            except KeyboardInterrupt:
+                self._say("Stopping, with a checkpoint each")
+            finally:
+                self._stop.set()
+        for each in waiting:
+            each.result()
+        write_index(self._results)
+        return self._failed
+
+    def standing(self) -> str:
+        """One line: what runs, how far it is, its score and where that lies among the published."""
+        running = [f"{name}: {_standing(self._runs / name, entry)}" for name, entry in list(self._running.items())]
+        done = sum(is_finished(self._runs / entry.name, entry) for entry in self._entries)
+        return f"{done} of {len(self._entries)} finished; " + ("; ".join(running) or "nothing runs")
+
+    def _run(self, entry: Entry) -> None:
+        folder = self._runs / entry.name
+        if self._stop.is_set() or is_finished(folder, entry):
+            return
+        begun = time.monotonic()
+        self._running[entry.name] = entry
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [*entry.command(folder), "--device", self._device]
+        threads = str(max(1, usable_cores() // self._at_once))
+        # Beside the folder: a new run's own has to be empty.
+        with (self._runs / f"{entry.name}.txt").open("ab") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dreamer", *command],
+                stdout=said,
+                stderr=said,
+                env={"OMP_NUM_THREADS": threads} | dict(os.environ),
+                start_new_session=True,  # so that Ctrl-C reaches them through us alone
+            )
+            try:
+                while process.poll() is None and not self._stop.wait(0.2):
+                    pass
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+                    process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+        del self._running[entry.name]
+        if process.returncode:
+            self._failed.append(entry.name)
+            self._say(f"{entry.name} ended by an error: see {self._runs / f'{entry.name}.txt'}")
+        with contextlib.suppress(CheckpointError):  # it was stopped before its first checkpoint
+            keep(folder, entry, self._results / entry.name, (time.monotonic() - begun) / 60)
+            self._say(f"{entry.name}: {_standing(folder, entry)}")
+
+
+def is_finished(folder: Path, entry: Entry) -> bool:
+    """Whether a run's checkpoint has all its frames."""
+    return _frames(folder) >= entry.config.frames
+
+
+def _frames(folder: Path) -> int:
+    try:
+        counters = json.loads((folder / NEWEST).read_text())["counters"]
+        return int(counters["rows"] * counters["repeat"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _standing(folder: Path, entry: Entry) -> str:
+    try:
+        curve = scores.Curve(folder, entry.config, *scores.episodes(folder))
+    except CheckpointError:
+        return "begins"
+    frames, score = curve.last, curve.at(curve.last, published.window(entry.task))
+    if score is None:
+        return "no episode yet"
+    bands = [band for band in published.curve(entry.task) if band.frames <= frames]
+    there = f"; published {bands[-1].mean:.4g} at {published.short(bands[-1].frames)}" if bands else ""
+    return f"{score:.4g} at {published.short(frames)} frames{there}"
+
+
+def keep(folder: Path, entry: Entry, place: Path, minutes: float) -> None:
+    """Write a run's curve, its times, its config and where it was made.
+
+    Raises:
+        CheckpointError: the run has no curve yet.
+    """
+    curve = scores.read(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    scores.write_csv(curve, place / "scores.csv")
+    (place / "config.json").write_text((folder / "config.json").read_text())
+    times = scores.hours(folder)
+    with (place / "times.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["frames", "hours"])
+        step = max(1, -(-len(times) // TIMES))
+        writer.writerows((frames, f"{hours:.4f}") for frames, hours in [*times[:-1:step], *times[-1:]])
+    with contextlib.suppress(OSError, ValueError):
+        minutes += json.loads((place / "run.json").read_text())["minutes"]
+    (place / "run.json").write_text(
+        json.dumps(
+            {
+                "command": "dreamer " + " ".join(entry.command(Path("runs") / entry.name)),
+                "commit": _commit(),
+                "machine": _machine(),
+                "torch": _torch(),
+                "minutes": round(minutes, 2),
+                "frames": _frames(folder),
+                "finished": is_finished(folder, entry),
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def write_index(results: Path) -> None:
+    """`index.md`: a line for each task and method, ours beside the published score, and the time it took."""
+    curves = [scores.read(path.parent) for path in sorted(results.glob("*/scores.csv"))]
+    curves = [curve for curve in curves if len(curve.frames)]
+    lines = [
+        "| task | size, ratio | seeds | frames | ours | range | published | verdict | machine | hours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in compared(curves):
+        mine = [curve.folder for curve in curves if (curve.config.task, curve.method) == (each.task, each.method)]
+        made: list[dict[str, Any]] = [json.loads((path / "run.json").read_text()) for path in mine]
+        spread = f"{min(each.scores):.4g} to {max(each.scores):.4g}" if len(each.scores) > 1 else ""
+        there = "" if each.published is None else f"{each.published:.4g} at {each.published_frames:,}"
+        machines = "; ".join(sorted({run["machine"] for run in made}))
+        hours = " + ".join(f"{run['minutes'] / 60:.2g}" for run in made)
+        lines.append(
+            f"| `{each.task}` | {each.method} | {len(each.scores)} | {each.frames:,} | {each.mean:.4g} | {spread} | "
+            f"{there} | {each.verdict} | {machines} | {hours} |"
+        )
+    (results / "index.md").write_text("\n".join(lines) + "\n")
+
+
+def _commit() -> str:
+    """Of the code that runs, where that is known."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = names[0]
+    return f"{usable_cores()} cores of {model}"
+
+
+def _torch() -> str:
+    import torch
+
+    return torch.__version__

@@ -1,0 +1,247 @@
+"""A diagnosis for people: a table, and one page with its plots inside."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import out_of_view
+from .diagnose import DREAMS, Diagnosis, Errors, Line
+
+SHOWN = (1, 2, 5, 10, 15, 20, 50, 100)
+MODEL, SINGLE, REPEAT, MEAN, IMPLIED = "#D55E00", "#E69F00", "#56B4E9", "#888888", "#000000"
+
+
+def table(found: Diagnosis) -> str:
+    """For the terminal: the numbers, and what they say."""
+    return "\n".join([numbers(found), "", *sentences(found)])
+
+
+def numbers(found: Diagnosis) -> str:
+    """Errors, drift and memory by the steps ahead."""
+    shown = [step for step in SHOWN if step <= len(found.moments)]
+    lines = [
+        f"{found.task}: {found.episodes} episodes, {found.rows:,} rows, {found.moments[0]} moments to look ahead from",
+        "",
+        f"{'steps ahead':<22}" + "".join(f"{step:>9}" for step in shown),
+    ]
+
+    def row(name: str, values: np.ndarray) -> None:
+        lines.append(f"{name:<22}" + "".join(f"{_number(values[step - 1]):>9}" for step in shown))
+
+    for key, errors in found.errors.items():
+        lines.append(f"{key}, error{' (' + errors.unit + ')' if errors.unit else ''}")
+        row("  model", errors.model.mean)
+        row("  a single dream", errors.single.mean)
+        row("  what was seen last", errors.repeat.mean)
+        row("  the mean", errors.mean.mean)
+    row("latents' KL (nats)", found.drift.mean)
+    row("moments", found.moments.astype(float))
+    if found.out_of_view:
+        lines += ["", out_of_view.table(found.out_of_view)]
+    return "\n".join(lines)
+
+
+def sentences(found: Diagnosis) -> list[str]:
+    """What the numbers say."""
+    steps, inside = found.imagination, found.trusted >= found.imagination
+    lines = [
+        f"Trusted horizon: {found.trusted} steps. The {steps} steps of imagination lie "
+        f"{'inside' if inside else 'beyond'} it."
+    ]
+    for key, errors in found.errors.items():
+        lines.append(f"  {key}: {_trust(errors, len(found.moments))}{_rate(errors, found)}")
+    at = min(steps, len(found.moments)) - 1
+    for key, errors in found.errors.items():
+        if errors.is_constant or not errors.covered or np.isnan(errors.covered["90 %"].mean[at]):
+            continue
+        shares = ", ".join(f"{line.mean[at]:.0%} (of {level})" for level, line in errors.covered.items())
+        ratio = _number(errors.spread.mean[at])
+        lines.append(
+            f"  {key}, {at + 1} steps ahead: the truth lies between its {DREAMS} dreams in {shares}; they differ by "
+            f"{ratio} times their error"
+        )
+    values = found.values
+    lines.append(
+        f"Latents: KL {found.one_step:.3g} nats with all seen, {found.drift.mean[at]:.3g} at {at + 1} steps ahead."
+    )
+    lines.append(
+        f"Value: {abs(values.bias):.3g} too {'high' if values.bias > 0 else 'low'} on the mean, off by "
+        f"{values.error:.3g}, rank correlation {_number(values.rank_correlation)} ({_number(values.rank_low)} to "
+        f"{_number(values.rank_high)}), over {values.rows:,} rows."
+    )
+    return lines
+
+
+def _trust(errors: Errors, horizon: int) -> str:
+    if errors.is_constant:
+        return "never changes, so there is nothing to forecast"
+    last = errors.trusted
+    if not last:
+        return "not better than what was seen last and the mean"
+    better = int(errors.better[:last].sum())
+    steps = f"at {better} of the first" if better < last else "at the first"
+    return f"better than what was seen last and the mean {steps} {last} steps" + (
+        ", as far as was looked" if last == horizon else ""
+    )
+
+
+def _rate(errors: Errors, found: Diagnosis) -> str:
+    if errors.is_constant or math.isnan(errors.rate):
+        return ""
+    at = [step for step in SHOWN if step <= len(found.moments) and not np.isnan(errors.model.mean[step - 1])][-1] - 1
+    return (
+        f"; loses {errors.rate:.1%} of its lead a step, which comes to {_number(errors.implied[at])} at step {at + 1} "
+        f"({_number(errors.model.mean[at])} measured)"
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# The page ----------------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1 { font-size: 1.5em; margin-bottom: 0.2em } h2 { font-size: 1.15em; margin-top: 2em }
+img { max-width: 100% } pre { font-size: 12.5px; overflow-x: auto; background: #f6f6f6; padding: 1em }
+.verdict { font-size: 1.15em; border-left: 4px solid #D55E00; padding-left: 0.8em } .note { color: #666 }
+"""
+
+
+def page(found: Diagnosis) -> str:
+    """HTML with everything inside: nothing is fetched from anywhere."""
+    verdict, *rest = sentences(found)
+    sections = [
+        ("How errors compound", _figure(_errors, found), "The model is told the real actions and nothing else. The "
+         "band is the 95 % interval over episodes. It is trusted as far as it is better than both grey and blue."),
+        ("What it knows that it does not know", _figure(_calibration, found), f"Of {DREAMS} dreams from the same "
+         "moment, those between which the truth lies in 90 and in 50 of 100 cases, if they are right about it."),
+        ("Drift of the latents", _figure(_drift, found), "KL from what the model makes of the real observation to what "
+         "the dream expected of it, in nats."),
+        ("Value", _figure(_value, found), "Rows sorted by the return that was predicted for them, in groups of equal "
+         "size, against the discounted return that followed."),
+    ]  # fmt: skip
+    if found.out_of_view:
+        sections.append(
+            ("Out of view", _figure(_out_of_view, found), "How often the ball comes back in the row and the colour "
+             "that the model expects, by how long it was hidden; by chance it would be a quarter.")
+        )  # fmt: skip
+    body = "".join(
+        f"<h2>{html.escape(title)}</h2>\n{picture}\n<p class=note>{html.escape(note)}</p>\n"
+        for title, picture, note in sections
+    )
+    return (
+        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(found.task)}: its world model</title>"
+        f"<style>{STYLE}</style>\n<h1>{html.escape(found.task)}: how far its world model can be trusted</h1>\n"
+        f"<p class=note>{found.episodes} episodes, {found.rows:,} rows, {found.moments[0]} moments to look ahead from."
+        f"</p>\n<p class=verdict>{html.escape(verdict)}</p>\n<ul>"
+        + "".join(f"<li>{html.escape(sentence.strip())}" for sentence in rest)
+        + f"</ul>\n{body}<h2>Numbers</h2>\n<pre>{html.escape(numbers(found))}</pre>\n</html>\n"
+    )
+
+
+def _figure(draw: Callable[[Any, Diagnosis], None], found: Diagnosis) -> str:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure = pyplot.figure(layout="constrained")
+        draw(figure, found)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        pyplot.close(figure)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _panels(figure: Any, count: int) -> Any:
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure.set_size_inches(3.5 * columns if columns > 1 else 4.5, 2.7 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return panels[:count]
+
+
+def _line(panel: Any, line: Line, color: str, label: str, style: str = "-") -> None:
+    steps = np.arange(1, len(line.mean) + 1)
+    panel.plot(steps, line.mean, color=color, lw=1.6, ls=style, label=label)
+    panel.fill_between(steps, line.low, line.high, color=color, alpha=0.15, lw=0)
+
+
+def _mark(panel: Any, found: Diagnosis) -> None:
+    panel.axvline(found.imagination, color="#666666", lw=0.8, ls=":")
+    panel.set_xlim(1, len(found.moments))
+    panel.set_xlabel(f"steps ahead (dotted: the {found.imagination} of imagination)")
+    panel.grid(alpha=0.2, lw=0.6)
+
+
+def _errors(figure: Any, found: Diagnosis) -> None:
+    for panel, (key, errors) in zip(_panels(figure, len(found.errors)), found.errors.items()):
+        if errors.trusted:
+            panel.axvspan(1, errors.trusted, color="#3CC85A", alpha=0.12, lw=0, label="trusted")
+        _line(panel, errors.mean, MEAN, "the mean")
+        _line(panel, errors.repeat, REPEAT, "what was seen last")
+        _line(panel, errors.single, SINGLE, "a single dream")
+        _line(panel, errors.model, MODEL, "model")
+        steps = np.arange(1, len(errors.implied) + 1)
+        panel.plot(steps, errors.implied, color=IMPLIED, lw=0.9, ls="--", label="its rate, compounded")
+        panel.set_title(key)
+        panel.set_ylim(bottom=0)
+        panel.set_ylabel(f"error{', ' + errors.unit if errors.unit else ''}")
+        _mark(panel, found)
+        if key == next(iter(found.errors)):
+            panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
+
+
+def _calibration(figure: Any, found: Diagnosis) -> None:
+    shown = {key: errors for key, errors in found.errors.items() if errors.covered and not errors.is_constant}
+    for panel, (key, errors) in zip(_panels(figure, max(1, len(shown))), shown.items()):
+        for (level, line), color in zip(errors.covered.items(), (MODEL, REPEAT)):
+            _line(panel, line, color, f"interval of {level}")
+            panel.axhline(float(level.rstrip(" %")) / 100, color=color, lw=0.9, ls="--")
+        panel.set(title=key, ylim=(0, 1.02), ylabel="share that holds the truth")
+        _mark(panel, found)
+        panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
+
+
+def _drift(figure: Any, found: Diagnosis) -> None:
+    (panel,) = _panels(figure, 1)
+    _line(panel, found.drift, MODEL, "open loop")
+    panel.axhline(found.one_step, color=MEAN, lw=1.2, label="with all seen, one step ahead")
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel("KL, nats")
+    _mark(panel, found)
+    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
+
+
+def _value(figure: Any, found: Diagnosis) -> None:
+    (panel,) = _panels(figure, 1)
+    values = found.values
+    ends = [min(values.predicted.min(), values.followed.min()), max(values.predicted.max(), values.followed.max())]
+    panel.plot(ends, ends, color=MEAN, lw=1, ls="--", label="as predicted")
+    panel.plot(values.predicted, values.followed, "o-", color=MODEL, lw=1.2, ms=4)
+    panel.set(xlabel="predicted return", ylabel="return that followed")
+    panel.grid(alpha=0.2, lw=0.6)
+    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
+
+
+def _out_of_view(figure: Any, found: Diagnosis) -> None:
+    (panel,) = _panels(figure, 1)
+    names = [f"{each.hidden[0]} to {each.hidden[1]}" for each in found.out_of_view]
+    ends = np.array([each.row_interval for each in found.out_of_view]).T
+    row = np.array([each.row for each in found.out_of_view])
+    panel.errorbar(names, row, np.abs(ends - row), color=MODEL, marker="o", ms=4, capsize=3, label="row")
+    panel.plot(names, [each.colour for each in found.out_of_view], "s--", color=REPEAT, ms=4, label="colour")
+    panel.axhline(0.25, color=MEAN, lw=0.9, ls="--")
+    panel.set(ylim=(0, 1.05), xlabel="steps hidden", ylabel="share that was right")
+    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")

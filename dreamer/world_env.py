@@ -1,0 +1,333 @@
+"""The world model as an environment: dreams that begin at real states, for anything that takes a Gymnasium environment.
+
+A dream goes on from what the run has seen, by the model's own samples; a step's reward is the expected one, and the
+episode ends where the model gives it less than an even chance to go on.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from . import video
+from .agent import Agent
+from .checkpoint import RunFolder
+from .dream import Dream
+from .errors import UserMistake
+from .replay import Replay, row_bytes
+from .rssm import State
+from .spaces import ActionSpec, ObservationSpec
+
+HORIZON = 500  # steps, after which a dream is cut
+START_BYTES = 1 << 30  # of the newest replay, from which dreams begin
+Observation = Literal["decoded", "latent"]
+
+
+class _Dreams:
+    """N dreams, and what the two environments below share.
+
+    Args: as theirs.
+    """
+
+    def __init__(self, run: str | Path, observation: Observation, horizon: int, starts: str, device: str):
+        if observation not in ("decoded", "latent"):
+            raise UserMistake(f"observation={observation!r} is not possible; use 'decoded' or 'latent'")
+        if starts not in ("any", "first"):
+            raise UserMistake(f"starts={starts!r} is not possible; use 'any' or 'first'")
+        if type(horizon) is not int or horizon < 1:
+            raise UserMistake(f"horizon={horizon!r} is not possible; use a whole number from 1")
+        self._folder = RunFolder(Path(run))
+        self.agent: Agent = self._folder.load_agent(device)
+        self.dream = Dream(self.agent)
+        self.horizon, self._kind, self._which = horizon, observation, starts
+        self._begun: State | None = None
+        self.observation_space = (
+            spaces.Box(-1.0, 1.0, (self.agent.world_model.feature_width,), np.float32)
+            if observation == "latent"
+            else _alone(_observation_space(self.agent.observation_spec))
+        )
+        self.action_space = _alone(_action_space(self.agent.action_spec))
+
+    def starts(self, generator: np.random.Generator, count: int) -> State:
+        """Real states (count, ...) of the run's replay."""
+        if self._begun is None:
+            self._begun = real_states(self._folder, self.agent, self._which == "first")
+        picks = torch.from_numpy(generator.integers(len(self._begun.deter), size=count)).to(self.agent.device)
+        return State(self._begun.deter[picks], self._begun.stoch[picks])
+
+    def seen(self, observation: Any) -> State:
+        """The state (1, ...) after one real observation, the first of an episode."""
+        from .player import Player
+
+        given = observation if isinstance(observation, Mapping) else {self.agent.observation_spec.keys[0]: observation}
+        _, memory = Player(self.agent, self.agent.config.task).act(given)
+        return State(memory.state.deter, memory.state.stoch)
+
+    def reseed(self, generator: np.random.Generator) -> None:
+        self.dream.reseed(int(generator.integers(2**62)))
+
+    def flat(self, action: Any, count: int) -> Tensor:
+        """Actions of the action space, (count, ...), as flat ones (count, A)."""
+        spec = self.agent.action_spec
+        given = action if isinstance(action, Mapping) else {spec.parts[0].key: action}
+        flat = spec.from_environment({key: np.asarray(value).reshape(count, -1) for key, value in given.items()})
+        return torch.from_numpy(flat).to(self.agent.device)
+
+    def look(self, state: State) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Observations (N, ...) of the observation space, rewards (N,) and whether each ends (N,)."""
+        if self._kind == "latent":
+            reward, goes_on = self.dream.outcome(state)
+            observation: Any = torch.cat([state.deter, state.stoch.flatten(-2)], -1).cpu().numpy()
+        else:
+            moment = self.dream.read(state)
+            reward, goes_on = moment.reward, moment.goes_on
+            found = {key: self._stored(key, value) for key, value in moment.observation.items()}
+            observation = next(iter(found.values())) if len(found) == 1 else found
+        return observation, reward.double().cpu().numpy(), (goes_on < 0.5).cpu().numpy()
+
+    def _stored(self, key: str, value: Tensor) -> np.ndarray:
+        """As the environment itself gives it."""
+        if key in self.agent.observation_spec.images:
+            return (value.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        return value.cpu().numpy().astype(self.agent.observation_spec.shape_and_dtype(key)[1])
+
+    def picture(self, state: State) -> np.ndarray | None:
+        """(H, W, 3) uint8 of the first of N states, where the agent sees images."""
+        images = self.agent.observation_spec.images
+        if not images:
+            return None
+        key = next(iter(images))
+        return video.to_rgb(self._stored(key, self.dream.read(state).observation[key][:1])[0])
+
+
+def real_states(folder: RunFolder, agent: Agent, first: bool = False) -> State:
+    """The latents (N, ...) of a run's newest rows but those that end an episode.
+
+    Args:
+        first: only those that begin one.
+
+    Raises:
+        UserMistake: the folder has no such rows.
+    """
+    checkpoint = folder.newest(with_replay=True)
+    config, model = agent.config, agent.config.model
+    row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
+    replay = Replay(
+        agent.observation_spec,
+        agent.action_spec.width,
+        (model.deter, model.stoch, model.classes),
+        streams=config.envs,
+        capacity=max(config.envs * (config.replay.length + 1), min(config.envs * folder.rows, START_BYTES // row)),
+        length=config.replay.length,
+        generator=torch.Generator(),
+    )
+    checkpoint.fill(replay)
+    rows, latents = (export(replay.oldest, replay.count) for export in (replay.export_rows, replay.export_latents))
+    usable = rows["is_first"] & ~rows["is_last"] if first else ~rows["is_last"]
+    if not usable.any():
+        raise UserMistake(f"{folder.path} holds no rows to begin a dream from; train for longer")
+    stoch = torch.nn.functional.one_hot(latents["stoch"][usable].long(), model.classes).float()
+    return State(latents["deter"][usable].to(agent.device), stoch.to(agent.device))
+
+
+def _alone(space: spaces.Dict) -> spaces.Space[Any]:
+    """The space of the only key, where there is one: most libraries take nothing else."""
+    return next(iter(space.values())) if len(space) == 1 else space
+
+
+def _observation_space(spec: ObservationSpec) -> spaces.Dict:
+    found: dict[str, spaces.Space[Any]] = {}
+    for key in spec.keys:
+        shape, dtype = spec.shape_and_dtype(key)
+        if key in spec.images:
+            found[key] = spaces.Box(0, 255, shape, np.uint8)
+        elif key in spec.floats:
+            found[key] = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        else:
+            found[key] = spaces.MultiDiscrete(list(spec.integers[key]))
+    return spaces.Dict(found)
+
+
+def _action_space(spec: ActionSpec) -> spaces.Dict:
+    found: dict[str, spaces.Space[Any]] = {}
+    for part in spec.parts:
+        if not part.classes:
+            found[part.key] = spaces.Box(-1.0, 1.0, (part.size,), np.float32)
+        elif len(part.classes) == 1:
+            found[part.key] = spaces.Discrete(part.classes[0])
+        else:
+            found[part.key] = spaces.MultiDiscrete(list(part.classes))
+    return spaces.Dict(found)
+
+
+class WorldModelEnv(gymnasium.Env[Any, Any]):
+    """One dream: `gymnasium.make("dreamer/WorldModel-v0", run="runs/FOLDER")`.
+
+    Observations and actions are those of the run's task as `envs.make` gives them, but for dictionaries with a single
+    key, which are left away. `reset(options={"observation": ...})` begins after a real first observation.
+
+    Args:
+        run: the run's folder.
+        observation: "decoded" as the environment would give it, or "latent", all that the policy sees (D + S K,).
+        horizon: steps after which a dream is cut.
+        starts: "any" real state of the run's replay that ends no episode, or those that come "first" in one.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserMistake: the folder holds no readable checkpoint or no replay, or an argument is none of these.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(
+        self,
+        run: str | Path,
+        observation: Observation = "decoded",
+        horizon: int = HORIZON,
+        starts: str = "any",
+        device: str = "auto",
+        render_mode: str | None = None,
+    ):
+        self._dreams = _Dreams(run, observation, horizon, starts, device)
+        self.observation_space = self._dreams.observation_space
+        self.action_space = self._dreams.action_space
+        self.render_mode = render_mode
+        self._state: State | None = None
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._dreams.reseed(self.np_random)
+        given = (options or {}).get("observation")
+        self._state = self._dreams.starts(self.np_random, 1) if given is None else self._dreams.seen(given)
+        self._steps = 0
+        return _first(self._dreams.look(self._state)[0]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self._state is not None, "stepped before its reset"
+        self._state = self._dreams.dream.step(self._state, self._dreams.flat(action, 1))
+        self._steps += 1
+        observation, reward, ends = self._dreams.look(self._state)
+        return _first(observation), float(reward[0]), bool(ends[0]), self._steps >= self._dreams.horizon, {}
+
+    def real(self) -> gymnasium.Env[Any, Any]:
+        """The environment that the run has learned from, with the same spaces as the dream that is decoded."""
+        import envs
+
+        config = self._dreams.agent.config
+        env = envs.make(config.task, repeat=config.repeat, **config.environment)
+        spec = self._dreams.agent.observation_spec
+        keys = spec.keys[0] if len(spec.keys) == 1 else None, _only(self._dreams.agent.action_spec)
+        return _Bare(env, *keys)
+
+    def render(self) -> Any:
+        """What the model sees (H, W, 3); None where it sees no images."""
+        return None if self._state is None else self._dreams.picture(self._state)
+
+
+class _Bare(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Without the dictionaries that have a single key, whose names these are."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], observation: str | None, action: str | None):
+        super().__init__(env)
+        self._observation, self._action = observation, action
+        self.observation_space = _alone(env.observation_space)  # type: ignore[arg-type]
+        self.action_space = _alone(env.action_space)  # type: ignore[arg-type]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation[self._observation] if self._observation else observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *rest = self.env.step({self._action: action} if self._action else action)
+        return (observation[self._observation] if self._observation else observation, *rest)
+
+
+def _only(spec: ActionSpec) -> str | None:
+    return spec.parts[0].key if len(spec.parts) == 1 else None
+
+
+class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """Many dreams at once, each step one product on the device: `gymnasium.make_vec("dreamer/WorldModel-v0", 1024,
+    vectorization_mode="vector_entry_point", run="runs/FOLDER")`.
+
+    One that ended is reset by the step after, as Gymnasium's vector environments do by default: its action is ignored.
+
+    Args: the number of dreams; the others as for `WorldModelEnv`.
+    """
+
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        run: str | Path,
+        num_envs: int = 1,
+        observation: Observation = "decoded",
+        horizon: int = HORIZON,
+        starts: str = "any",
+        device: str = "auto",
+    ):
+        self._dreams = _Dreams(run, observation, horizon, starts, device)
+        self.num_envs = num_envs
+        self.single_observation_space = self._dreams.observation_space
+        self.single_action_space = self._dreams.action_space
+        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        self._state: State | None = None
+        self._steps = np.zeros(num_envs, int)
+        self._over = np.zeros(num_envs, bool)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._dreams.reseed(self.np_random)
+        self._state = self._dreams.starts(self.np_random, self.num_envs)
+        self._steps[:] = 0
+        self._over[:] = False
+        return self._dreams.look(self._state)[0], {}
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        assert self._state is not None, "stepped before its reset"
+        begins = self._over.copy()
+        self._state = self._dreams.dream.step(self._state, self._dreams.flat(actions, self.num_envs))
+        if begins.any():
+            self._begin(begins)
+        observation, reward, ends = self._dreams.look(self._state)
+        self._steps += ~begins
+        reward, ends = np.where(begins, 0.0, reward), ends & ~begins
+        cut = self._steps >= self._dreams.horizon
+        self._over = ends | cut
+        return observation, reward, ends, cut, {}
+
+    def restart(self, which: np.ndarray) -> Any:
+        """Begin some dreams anew, (N,) bool, without a step of the others, for libraries that do so at once.
+
+        Returns:
+            The observations of all.
+        """
+        self._begin(which)
+        assert self._state is not None
+        return self._dreams.look(self._state)[0]
+
+    def _begin(self, which: np.ndarray) -> None:
+        assert self._state is not None, "restarted before its reset"
+        begins = torch.from_numpy(which).to(self._state.deter.device)
+        fresh = self._dreams.starts(self.np_random, self.num_envs)
+        self._state = State(
+            torch.where(begins[:, None], fresh.deter, self._state.deter),
+            torch.where(begins[:, None, None], fresh.stoch, self._state.stoch),
+        )
+        self._steps[which] = 0
+        self._over = self._over & ~which
+
+
+def _first(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: value[0] for key, value in observation.items()}
+    return observation[0]

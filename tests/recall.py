@@ -1,0 +1,142 @@
+"""A small task that only a whole agent learns, and what becomes of one that is broken on purpose.
+
+    PYTHONPATH=. python tests/recall.py                       # learn it
+    PYTHONPATH=. python tests/recall.py --broken reset        # the same, with one thing wrong; see BREAKS
+
+A lamp is lit or dark as an episode begins. Three steps later a bell rings and asks which: 100 points for the right
+answer. Before the bell one may leave, for 30 points. Half of the episodes are cut by a time limit while one waits.
+
+Whoever remembers nothing gets 50 points of a whole episode, or 30. Memory alone is not enough: the answer's points come
+three steps after the lamp, leaving is the better the sooner it comes, and what was seen before a cut must be forgotten.
+"""
+
+import contextlib
+import time
+from unittest import mock
+
+import click
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+import envs
+from dreamer import actor_critic, replay, rssm
+from dreamer.config import make_config
+from dreamer.train import Counters, tensors, train
+
+WAIT = 3
+ANSWER, LEAVE = 100.0, 60.0
+CUT = 0.2  # the chance of a time limit at each step before the bell
+SETTINGS = (
+    "model.deter=64", "model.hidden=32", "model.units=32", "model.stoch=4", "model.classes=4", "model.blocks=4",
+    "behavior.horizon=6", "replay.batch=16", "replay.length=8", "ratio=128",
+    "optimizer.learning_rate=1e-3", "optimizer.warmup=50", "run.precision=float32", "run.compile=false",
+)  # fmt: skip
+
+
+class Recall(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)  # lamp (1 lit, else 0), bell
+    action_space = spaces.Discrete(3)  # it was dark, it was lit, leave
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.lit, self.count = bool(self.np_random.integers(2)), 0
+        return np.array([self.lit, 0], np.float32), {}
+
+    def step(self, action):
+        if self.count == WAIT:
+            return np.array([0, 0], np.float32), ANSWER * (action == self.lit), True, False, {}
+        if action == 2:
+            return np.array([0, 0], np.float32), LEAVE, True, False, {}
+        self.count += 1
+        cut = self.count < WAIT and self.np_random.random() < CUT
+        return np.array([0, self.count == WAIT], np.float32), 0.0, False, cut, {}
+
+
+def learn(seed, rows, settings=(), envs_=4):
+    """An agent that has seen so many rows, and environments to score it in."""
+    import tiny
+
+    config = make_config("test/recall", settings=[*SETTINGS, *settings], seed=seed, envs=envs_, frames=rows)
+    vector = envs.Vector([lambda: envs.Adapt(Recall())] * envs_, np.random.SeedSequence(seed).generate_state(envs_))
+    agent = tiny.tiny_agent(config, vector)
+    memory = tiny.tiny_replay(config, agent, capacity=rows + envs_)
+    train(config, agent, vector, memory, Counters(1), [tiny.Silent()], tiny.Unsaved(), tiny.never)
+    return agent, vector
+
+
+def score(agent, vector, rows=1500):
+    """Mean points of the episodes that were not cut."""
+    memory, totals, points = agent.start(len(vector)), np.zeros(len(vector)), []
+    for _ in range(rows // len(vector)):
+        seen = vector.step(agent.action_spec.to_environment(memory.action.numpy()))
+        rows_ = tensors(seen)
+        memory = agent.act(rows_["observation"], rows_["is_first"], rows_["is_last"], memory)
+        totals = np.where(seen.is_first, 0, totals + seen.reward)
+        points.extend(totals[seen.is_terminal])
+    return float(np.mean(points))
+
+
+# Broken on purpose ---------------------------------------------------------------------------------------
+
+
+def no_return_scale():
+    return mock.patch.object(actor_critic.ReturnScale, "divisor", lambda self, config: torch.ones(()))
+
+
+def no_continue():
+    """Imagined trajectories go on as if nothing ever ended."""
+    real = actor_critic.ActorCritic.imagined_losses
+
+    def broken(self, feature, action, reward, continuation):
+        return real(self, feature, action, reward, torch.full_like(continuation, self.discount))
+
+    return mock.patch.object(actor_critic.ActorCritic, "imagined_losses", broken)
+
+
+def shifted_actions():
+    """Each step is told the action that came after it."""
+    real = replay.align
+
+    def broken(rows, keys, latent):
+        batch = real(rows, keys, latent)
+        return batch._replace(prev_action=rows["action"][:, 1:])
+
+    return mock.patch.object(replay, "align", broken)
+
+
+def no_reset():
+    """What was before an episode is carried into it, in learning and in acting."""
+    real = rssm.RSSM.observe_step
+
+    def broken(self, weights, state, action, tokens, keep, uniform):
+        return real(self, weights, state, action, tokens, torch.ones_like(keep), uniform)
+
+    return mock.patch.object(rssm.RSSM, "observe_step", broken)
+
+
+BREAKS = {
+    "return-scale": no_return_scale,
+    "continue": no_continue,
+    "actions": shifted_actions,
+    "reset": no_reset,
+}
+
+
+@click.command()
+@click.option("--broken", type=click.Choice(sorted(BREAKS)))
+@click.option("--seed", default=0)
+@click.option("--rows", default=3000)
+@click.option("--set", "settings", multiple=True)
+def main(broken, seed, rows, settings):
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    with BREAKS[broken]() if broken else contextlib.nullcontext():
+        agent, vector = learn(seed, rows, settings)
+        print(f"{broken or 'whole'}, seed {seed}, {rows} rows: {score(agent, vector):.1f} points, "
+              f"{time.perf_counter() - begun:.0f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

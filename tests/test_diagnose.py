@@ -1,0 +1,337 @@
+"""The measures, on world models whose faults are known."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+
+from dreamer import diagnose as diagnosis
+from dreamer import out_of_view, report
+from dreamer.cli import main
+from dreamer.diagnose import DREAMS, Resample, compounded, diagnose, rank_correlation
+from dreamer.dream import Episode, Moment
+from dreamer.errors import UserMistake
+from dreamer.out_of_view import returns
+from dreamer.rssm import State
+from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
+from envs.cover import Cover, visible
+
+ROWS, EPISODES, HORIZON = 60, 8, 20
+
+
+class World:
+    """Rows of x[t] = 2 sin(t / 5 + phase) + noise and of reward[t] = cos(t / 5 + phase); a state knows where it is.
+
+    The model forecasts the sine with noise of its own, `fades` from some step ahead on, when it knows no more than the
+    mean, and is `wrong` by so much.
+    """
+
+    def __init__(self, truth_noise=0.0, model_noise=0.0, fades=10_000, wrong=0.0):
+        self.model_noise, self.fades, self.wrong = model_noise, fades, wrong
+        generator = np.random.default_rng(0)
+        self.phases = generator.uniform(0, 6.28, EPISODES)
+        time = np.arange(ROWS)
+        self.episodes = []
+        for number, phase in enumerate(self.phases):
+            x = 2 * np.sin(time / 5 + phase) + truth_noise * generator.normal(size=ROWS)
+            deter = torch.tensor(np.stack([np.full(ROWS, number), time, np.zeros(ROWS)], 1))
+            self.episodes.append(
+                Episode(
+                    observation={"x": x[:, None].astype(np.float32)},
+                    reward=np.cos(time / 5 + phase).astype(np.float32),
+                    action=torch.zeros(ROWS, 1),
+                    state=State(deter, torch.zeros(ROWS, 1, 2)),
+                    is_over=True,
+                    is_terminal=number % 2 == 0,
+                )
+            )
+
+    # What `diagnose` asks of a Dream.
+
+    def __call__(self, agent, seed):
+        self.agent, self.generator = agent, torch.Generator().manual_seed(seed)
+        return self
+
+    def step(self, state, action):
+        return State(state.deter + torch.tensor([0, 1, 1]), state.stoch)
+
+    def read(self, state):
+        number, time, ahead = state.deter.T
+        angle = time / 5 + torch.tensor(self.phases)[number.long()]
+        known = (ahead < self.fades).double()
+        noise = self.model_noise * torch.randn(angle.shape, generator=self.generator)
+        x = known * (2 * torch.sin(angle) + self.wrong) + noise
+        goes_on = 1 - ((time == ROWS - 1) & (number % 2 == 0)).double()
+        return Moment({"x": x.unsqueeze(1)}, known * torch.cos(angle), goes_on, self.value(state))
+
+    def value(self, state):
+        return 3 + state.deter[:, 1]
+
+    def prior(self, state):
+        return torch.tensor([[0.5, 0.5]]).expand(len(state.deter), 1, 2)
+
+    def posterior(self, state, observation):
+        return torch.tensor([[0.9, 0.1]]).expand(len(state.deter), 1, 2)
+
+
+class Agent:
+    observation_spec = ObservationSpec(images={}, floats={"x": 1}, integers={})
+    action_spec = ActionSpec((ActionPart("action", size=1),))
+    device = torch.device("cpu")
+
+    class world_model:
+        discount = 0.5
+
+    config = tiny.tiny_config("behavior.horizon=15")
+
+
+def found(monkeypatch, world):
+    monkeypatch.setattr(diagnosis, "Dream", world)
+    return diagnose(Agent, world.episodes, "test/world", seed=1, horizon=HORIZON)
+
+
+def test_a_model_that_knows_everything(monkeypatch):
+    result = found(monkeypatch, World())
+    x = result.errors["x"]
+    assert np.nanmax(x.model.mean) < 1e-5 and x.better.all() and x.trusted == HORIZON
+    assert result.trusted == HORIZON and result.to_json()["imagination_is_inside"]
+    assert x.rate == pytest.approx(0, abs=1e-6)
+    assert result.moments[0] == 8 * 25 and (np.diff(result.moments) <= 0).all()
+    # A moment at row t reaches ROWS - 1 - t steps ahead.
+    assert result.errors["goes on"].model.mean[0] == 0
+    json.dumps(result.to_json())
+
+
+def test_errors_are_in_the_observation_s_own_units(monkeypatch):
+    x = found(monkeypatch, World(wrong=0.25)).errors["x"]
+    np.testing.assert_allclose(x.model.mean, 0.25, rtol=1e-5)
+    np.testing.assert_allclose(x.single.mean, 0.25, rtol=1e-5)
+    # What was seen last is off by 2 |sin(a + h / 5) - sin(a)|: the mean over a is (8 / pi) |sin(h / 10)|.
+    steps = np.arange(1, HORIZON + 1)
+    np.testing.assert_allclose(x.repeat.mean, 8 / np.pi * np.sin(steps / 10), rtol=0.15)
+    np.testing.assert_allclose(x.mean.mean, 4 / np.pi, rtol=0.15)
+    assert x.trusted == HORIZON
+
+
+def test_trust_ends_where_the_model_knows_no_more(monkeypatch):
+    result = found(monkeypatch, World(fades=12, model_noise=0.1))
+    assert result.errors["x"].trusted == 11 and result.errors["reward"].trusted == 11
+    assert result.trusted == 11 and not result.to_json()["imagination_is_inside"]
+
+
+def test_a_model_that_knows_what_it_does_not_know(monkeypatch):
+    x = found(monkeypatch, World(truth_noise=1.0, model_noise=1.0)).errors["x"]
+    assert np.mean(x.covered["90 %"].mean) == pytest.approx(0.9, abs=0.03)
+    assert np.mean(x.covered["50 %"].mean) == pytest.approx(0.5, abs=0.04)
+    # The mean of 19 dreams errs by sqrt(2 / pi) sqrt(1 + 1 / 19), their deviation is 1, both on the average.
+    assert np.mean(x.model.mean) == pytest.approx(0.82, abs=0.06)
+    assert np.mean(x.single.mean) == pytest.approx(1.13, abs=0.06)  # 2 / sqrt(pi)
+
+
+def test_a_model_that_is_too_sure_of_itself(monkeypatch):
+    x = found(monkeypatch, World(truth_noise=1.0, model_noise=0.1)).errors["x"]
+    assert np.mean(x.covered["90 %"].mean) < 0.25 and np.mean(x.spread.mean) < 0.2
+
+
+def test_what_never_changes_is_not_judged(monkeypatch):
+    world = World()
+    for episode in world.episodes:
+        episode.reward[:] = 1
+    result = found(monkeypatch, world)
+    assert result.errors["reward"].is_constant and not result.errors["x"].is_constant
+    assert "reward: never changes, so there is nothing to forecast" in report.table(result)
+
+
+def test_drift_is_the_divergence_from_what_was_expected(monkeypatch):
+    result = found(monkeypatch, World())
+    expected = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
+    np.testing.assert_allclose(result.drift.mean, expected, rtol=1e-5)
+    assert result.one_step == pytest.approx(expected)
+
+
+def test_values_are_held_against_what_followed(monkeypatch):
+    world = World()
+    for episode in world.episodes:
+        episode.reward[:] = 1
+    values = found(monkeypatch, world).values
+    # With a discount of 1/2 the return is 2 (1 - 2^-n) where n steps are left and the episode then ends; where it is
+    # cut, 2^-n times the value 3 + 59 is added.
+    left = np.arange(ROWS - 1, 0, -1)
+    followed = np.concatenate([2 * (1 - 0.5**left) + (number % 2) * 0.5**left * 62 for number in range(EPISODES)])
+    predicted = np.tile(3 + np.arange(ROWS - 1), EPISODES)
+    assert values.rows == 8 * 59
+    assert values.bias == pytest.approx((predicted - followed).mean())
+    assert values.error == pytest.approx(np.sqrt(np.square(predicted - followed).mean()))
+    assert len(values.predicted) == 10 and (np.diff(values.predicted) > 0).all()
+    assert values.predicted.mean() == pytest.approx(predicted.mean(), rel=0.02)
+
+
+def test_too_few_episodes():
+    with pytest.raises(UserMistake, match="1 episodes say nothing about their spread; give 2 or more"):
+        diagnose(Agent, World().episodes[:1], "test/world")
+
+
+# The parts -----------------------------------------------------------------------------------------------
+
+
+def test_a_rate_that_compounds_is_found():
+    steps = np.arange(1, 31)
+    mean = np.full(30, 4.0)
+    model = mean * (1 - 0.9 * 0.95**steps)
+    rate, implied = compounded(model, mean)
+    assert rate == pytest.approx(0.05)
+    np.testing.assert_allclose(implied, model)
+    assert np.isnan(compounded(mean * 1.1, mean)[0])
+
+
+def test_intervals_are_over_episodes():
+    # Two episodes of many moments each, 0 in one and 1 in the other: the mean of a resample is 0, 1/2 or 1.
+    numbers = np.repeat([0, 1], 500)
+    resample = Resample(numbers, 2, np.random.default_rng(0))
+    line = resample.line(numbers[:, None].astype(float))
+    assert (line.mean[0], line.low[0], line.high[0]) == (0.5, 0, 1)
+    values = np.stack([numbers - 2.0, numbers - 0.5, np.full(1000, np.nan)], 1)
+    assert resample.is_less(values, np.zeros_like(values)).tolist() == [True, False, False]
+    assert np.isnan(resample.line(values).mean[2])
+
+
+def test_rank_correlation_by_hand():
+    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5).
+    x, y = np.array([1.0, 2, 2, 3]), np.array([10.0, 30, 20, 400])
+    numbers = np.array([0, 0, 1, 1])
+    assert rank_correlation(x, y, numbers, 2, np.random.default_rng(0))[0] == pytest.approx(4.5 / np.sqrt(22.5))
+    order = np.arange(100.0)
+    halves = np.repeat([0, 1], 50)
+    assert rank_correlation(order, -(order**3), halves, 2, np.random.default_rng(0))[0] == pytest.approx(-1)
+    assert np.isnan(rank_correlation(order, np.ones(100), halves, 2, np.random.default_rng(0))[0])
+
+
+@pytest.mark.parametrize(
+    ("better", "expected"),
+    [
+        ([0, 1, 1, 1, 0, 1], 6),
+        ([0, 0, 0], 0),
+        ([1, 1, 1], 3),
+        ([0, 0, 1], 0),  # one in three is chance
+        ([1, 0, 1, 0, 1, 0, 0, 0, 0, 1], 5),
+    ],
+)
+def test_it_is_trusted_as_long_as_it_is_better_most_of_the_time(monkeypatch, better, expected):
+    errors = found(monkeypatch, World()).errors["x"]
+    object.__setattr__(errors, "better", np.array(better, bool))
+    assert errors.trusted == expected
+
+
+# What people see -----------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path):
+    folder, page = tmp_path / "run", tmp_path / "page.html"
+    widths = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
+    arguments = ["--env", "mixed:Signals", "--size", "1m", "--frames", "30", "--run", str(folder), *widths]
+    assert CliRunner().invoke(main, ["train", *arguments]).exit_code == 0
+    options = [str(folder), "--episodes", "3", "--envs", "2", "--horizon", "12"]
+    result = CliRunner().invoke(main, ["diagnose", *options, "--page", str(page)], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    for words in ("Trusted horizon:", "screen, error (of 255)", "dial, error", "panel/key, error (share wrong)"):
+        assert words in result.stdout
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4 and "http" not in text and "mixed:Signals" in text
+    data = json.loads(CliRunner().invoke(main, ["diagnose", *options, "--json"]).stdout)
+    assert set(data["errors"]) == {"screen", "dial", "panel/key", "panel/switches", "reward", "goes on"}
+    assert len(data["errors"]["dial"]["model"]["mean"]) == 12 and data["imagination"] == 2
+    assert data["rows"] == 3 * 21
+    again = CliRunner().invoke(main, ["diagnose", *options, "--json"])
+    assert json.loads(again.stdout) == data
+    wrong = CliRunner().invoke(main, ["diagnose", *options, "--page", str(tmp_path / "page.pdf")])
+    assert wrong.exit_code == 2 and "give a name that ends in .html" in wrong.stderr
+
+
+def test_dreams_bound_what_they_are_said_to():
+    # Of 19 dreams and the truth, all alike, the truth is an extreme one in 2 of 20 cases, and below the fifth or
+    # above the fifteenth in 10 of 20.
+    assert DREAMS == 19 and diagnosis.LEVELS == {"90 %": 1, "50 %": 5}
+    for level, nth in diagnosis.LEVELS.items():
+        assert 1 - 2 * nth / (DREAMS + 1) == float(level.rstrip(" %")) / 100
+
+
+# Out of view ---------------------------------------------------------------------------------------------
+
+
+def cover_episode(remembers, wrong_row=False):
+    """A ball that is hidden for some steps, and a model that sees what comes, but for what it does not remember."""
+    env = Cover()
+    pictures = [env.reset(seed=3)[0], *(env.step(0)[0] for _ in range(80))]
+    rows = len(pictures)
+    deter = torch.arange(rows).float()[:, None]
+    episode = Episode(
+        {"image": np.stack(pictures)}, np.zeros(rows, np.float32), torch.zeros(rows, 4),
+        State(deter, torch.zeros(rows, 1, 2)), is_over=False, is_terminal=False,
+    )  # fmt: skip
+
+    class Model(World):
+        def step(self, state, action):
+            return State(state.deter + 1, state.stoch)
+
+        def follow(self, state, actions):
+            states = []
+            for action in actions:
+                state = self.step(state, action)
+                states.append(state.deter)
+            return State(torch.stack(states), state.stoch[None])
+
+        def read(self, state):
+            shown = []
+            for row in state.deter[:, 0].long():
+                picture = pictures[int(row)].copy()
+                ball = visible(picture[None])[0]
+                if not remembers:
+                    picture[ball] = 0
+                if wrong_row:
+                    picture = np.roll(picture, 11, 0)
+                shown.append(torch.from_numpy(picture) / 255)
+            return Moment({"image": torch.stack(shown)}, state.deter, state.deter, state.deter)
+
+    return env, episode, Model()
+
+
+def test_when_the_ball_was_hidden():
+    env, episode, _ = cover_episode(True)
+    found = list(returns(episode.observation["image"]))
+    assert len(found) >= 2
+    for last, back, hidden in found:
+        seen = visible(episode.observation["image"]).sum((1, 2))
+        assert (seen[last - hidden + 1 : last + 1] == 0).all() and seen[last - hidden] > 0
+        assert seen[last + 1] > 0 and seen[back] == 36 and back > last
+
+
+@pytest.mark.parametrize(
+    ("remembers", "wrong_row", "row", "error"),
+    [(True, False, 1.0, 0.0), (True, True, 0.0, 1.0), (False, False, 0, 1.0)],
+)
+def test_what_is_remembered_counts(monkeypatch, remembers, wrong_row, row, error):
+    env, episode, model = cover_episode(remembers, wrong_row)
+    monkeypatch.setattr(out_of_view, "Dream", model)
+    (found,) = out_of_view.out_of_view(None, [episode])
+    assert found.count >= 2 and found.error == pytest.approx(error, abs=1e-6)
+    if remembers:
+        assert (found.row, found.colour) == (row, 1.0)
+    assert "Out of view" in out_of_view.table([found])
+
+
+def test_the_reward_is_for_the_row_in_which_it_comes_back():
+    env = Cover()
+    for action, right in ((0, False), (None, True)):
+        env.reset(seed=5)
+        action = env.row if right else (env.row + 1) % 4
+        total = sum(env.step(action)[1] for _ in range(150))
+        comes_back = len(list(returns(_pictures(env, 5))))
+        assert total == (comes_back if right else 0) and comes_back >= 2
+
+
+def _pictures(env, seed):
+    first = env.reset(seed=seed)[0]
+    return np.stack([first, *(env.step(0)[0] for _ in range(150))])

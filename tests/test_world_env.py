@@ -1,0 +1,179 @@
+"""The dream as an environment."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+from gymnasium.utils.env_checker import check_env
+
+import dreamer
+import envs
+from dreamer.cli import main
+from dreamer.errors import UserMistake
+from dreamer.world_env import real_states
+
+WIDTHS = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
+
+
+def train(folder, task, frames, *arguments):
+    options = ["--env", task, "--size", "1m", "--frames", str(frames), "--run", str(folder)]
+    result = CliRunner().invoke(main, ["train", *options, *WIDTHS, *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "cartpole", "gym/CartPole-v1", 80, "--envs", "2")
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "signals", "mixed:Signals", 40)
+
+
+@pytest.mark.parametrize("observation", ["decoded", "latent"])
+def test_gymnasium_s_own_check(cartpole, signals, observation):
+    for run in (cartpole, signals):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*infinity.*")  # nothing bounds what a vector may hold
+            warnings.filterwarnings("ignore", message=".*not within the observation space.*|.*render.*|.*spec.*")
+            check_env(dreamer.WorldModelEnv(run, observation=observation, device="cpu"), skip_render_check=True)
+
+
+def test_the_spaces_are_those_of_the_task(cartpole, signals):
+    dream, real = dreamer.WorldModelEnv(cartpole), envs.make("gym/CartPole-v1")
+    assert dream.observation_space.shape == real.observation_space["vector"].shape
+    assert dream.action_space == real.action_space["action"]
+    dream, real = dreamer.WorldModelEnv(signals), envs.make("mixed:Signals")
+    assert dream.observation_space == real.observation_space
+    assert dream.action_space == real.action_space["action"]
+
+
+def test_gymnasium_finds_it(cartpole):
+    env = gymnasium.make("dreamer/WorldModel-v0", run=cartpole, horizon=3)
+    env.unwrapped._dreams.agent.world_model.continuation.out.bias.data.fill_(50.0)
+    env.reset(seed=1)
+    ends = [env.step(0)[2:4] for _ in range(3)]
+    assert [any(end) for end in ends] == [False, False, True]
+    many = gymnasium.make_vec(
+        "dreamer/WorldModel-v0", 7, vectorization_mode="vector_entry_point", run=cartpole, observation="latent"
+    )
+    assert many.reset(seed=1)[0].shape == (7, 16 + 2 * 3)
+
+
+def test_a_dream_steps_by_the_model(cartpole):
+    env = dreamer.WorldModelEnv(cartpole, observation="latent", device="cpu")
+    env.reset(seed=3)
+    agent, state = env._dreams.agent, env._state
+    observation, reward, *_ = env.step(1)
+    with torch.no_grad():
+        rssm = agent.world_model.rssm
+        after = rssm.imagine_step(rssm.recurrence(), state, torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2))
+        expected = agent.world_model.outcome(rssm.feature(env._state))[0]
+    np.testing.assert_allclose(observation[:16], after.deter[0], rtol=1e-5, atol=1e-6)
+    assert reward == pytest.approx(float(expected[0]), abs=1e-6)
+
+
+def test_it_ends_where_the_continue_head_says(cartpole):
+    env = dreamer.WorldModelEnv(cartpole, horizon=5, device="cpu")
+    bias = env._dreams.agent.world_model.continuation.out.bias.data
+    env.reset(seed=0)
+    for chance, ends in ((50.0, False), (-50.0, True)):
+        bias.fill_(chance)
+        assert env.step(0)[2] is ends
+
+
+def test_one_of_many_is_the_same_dream(cartpole):
+    one = dreamer.WorldModelEnv(cartpole, device="cpu")
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=1, device="cpu")
+    np.testing.assert_array_equal(one.reset(seed=4)[0], many.reset(seed=4)[0][0])
+    for action in (0, 1, 1):
+        mine, theirs = one.step(action), many.step(np.array([action]))
+        np.testing.assert_array_equal(mine[0], theirs[0][0])
+        assert mine[1:4] == (theirs[1][0], theirs[2][0], theirs[3][0])
+
+
+def test_those_that_ended_begin_anew(cartpole):
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=64, horizon=2, starts="first", device="cpu")
+    bias = many._dreams.agent.world_model.continuation.out.bias.data
+    bias.fill_(50.0)
+    begun = real_states(many._dreams._folder, many._dreams.agent, first=True)
+    many.reset(seed=0)
+    actions = np.zeros(64, int)
+    assert not many.step(actions)[3].any()
+    assert many.step(actions)[3].all()
+    _, reward, ended, cut, _ = many.step(actions)
+    assert (reward == 0).all() and not ended.any() and not cut.any()
+    # Each is one of the states that really began an episode.
+    difference = (many._state.deter[:, None] - begun.deter[None]).abs().sum(-1).min(1).values
+    assert (difference == 0).all() and len(begun.deter) >= 2
+    assert not many.step(actions)[3].any() and many.step(actions)[3].all()
+
+
+def test_dreams_begin_at_what_the_run_has_seen(cartpole):
+    env = dreamer.WorldModelEnv(cartpole, device="cpu")
+    states = real_states(env._dreams._folder, env._dreams.agent)
+    # 80 rows, less those that end an episode.
+    assert 60 < len(states.deter) < 80 and (states.stoch.sum(-1) == 1).all()
+    seen = {float(env.reset(seed=seed)[0][0]) for seed in range(20)}
+    assert len(seen) > 5
+
+
+def test_a_dream_may_begin_at_a_real_observation(cartpole, signals):
+    env = dreamer.WorldModelEnv(cartpole, observation="latent", device="cpu")
+    observation = np.array([0.01, 0.02, 0.03, 0.04], np.float32)
+    first = env.reset(seed=0, options={"observation": observation})[0]
+    player = dreamer.load(cartpole, device="cpu")
+    _, memory = player.act({"vector": observation})
+    np.testing.assert_allclose(first[:16], memory.state.deter[0], rtol=1e-5, atol=1e-6)
+    env = dreamer.WorldModelEnv(signals, device="cpu")
+    real, _ = envs.make("mixed:Signals").reset(seed=0)
+    assert env.reset(options={"observation": real})[0]["screen"].shape == (48, 48, 1)
+    with pytest.raises(UserMistake, match="the observation has no 'dial'"):
+        env.reset(options={"observation": {"screen": real["screen"]}})
+
+
+def test_what_it_sees_can_be_drawn(cartpole, signals):
+    env = dreamer.WorldModelEnv(signals, render_mode="rgb_array", device="cpu")
+    assert env.render() is None
+    env.reset(seed=0)
+    picture = env.render()
+    assert picture.shape == (48, 48, 3) and picture.dtype == np.uint8
+    blind = dreamer.WorldModelEnv(cartpole, device="cpu")
+    blind.reset(seed=0)
+    assert blind.render() is None
+
+
+def test_the_real_one_has_the_same_spaces(cartpole, signals):
+    for run in (cartpole, signals):
+        env = dreamer.WorldModelEnv(run, device="cpu")
+        real = env.real()
+        assert real.action_space == env.action_space
+        assert type(real.observation_space) is type(env.observation_space)
+        observation, _ = real.reset(seed=0)
+        assert real.observation_space.contains(observation)
+        observation, reward, *_ = real.step(real.action_space.sample())
+        assert real.observation_space.contains(observation) and isinstance(reward, float)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"observation": "pixels"}, "observation='pixels' is not possible; use 'decoded' or 'latent'"),
+        ({"starts": "last"}, "starts='last' is not possible; use 'any' or 'first'"),
+        ({"horizon": 0}, "horizon=0 is not possible; use a whole number from 1"),
+    ],
+)
+def test_bad_arguments(cartpole, given, named):
+    with pytest.raises(UserMistake, match=named):
+        dreamer.WorldModelEnv(cartpole, **given)
+
+
+def test_bad_runs(tmp_path):
+    with pytest.raises(UserMistake, match="holds no run"):
+        dreamer.WorldModelEnv(tmp_path)
