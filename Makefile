@@ -1,5 +1,6 @@
 # make train     virtual environment, install, train.  Variables: ENV, ARGS; for all: PYTHON, TORCH, VENV
 # make test      virtual environment, install, tests.  Variables: PYTEST_ARGS
+# make evidence  the runs of a list, one after the other or side by side.  Variables: LIST, ARGS
 # make lint      style and types
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -7,15 +8,19 @@ VENV ?= .venv
 ENV ?= atari/pong
 ARGS ?=
 PYTEST_ARGS ?=
+LIST ?= runs/results/cpu.csv
 BIN := $(VENV)/bin
 
-.PHONY: install train test lint clean
+.PHONY: install train test evidence lint clean
 
 train: $(VENV)/installed
 	$(BIN)/dreamer train --env $(ENV) $(ARGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+evidence: $(VENV)/installed
+	$(BIN)/dreamer batch $(LIST) $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
