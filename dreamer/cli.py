@@ -103,11 +103,13 @@ def train(
         if folder.is_foreign:
             raise UserError(f"{run} is not empty and holds no run (no config.json); give another --run")
 
-    from .run import start
+    from .run import StoppedAtOnce, start
 
     environments = _environments(config, config.envs, config.seed, guarded=True, restarts=config.run.restarts)
     try:
         start(config, folder, environments)
+    except StoppedAtOnce as error:
+        raise SystemExit(error.args[0]) from None
     finally:
         environments.close()
 
@@ -252,18 +254,27 @@ def _environments(
     import numpy as np
 
     package, options = _import_envs(), _options(config, drawn)
+    if ":" in config.task and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` has it: what their processes send may be of their own making
     processes = (
         package.wants_processes(config.task) if guarded else package.steps_in_processes(config.task, count, **options)
     )
     if processes and count > 1:
         click.echo(f"Starting {count} environments, each in a process of its own ...", err=True)
-    return package.Vector(
-        [functools.partial(package.make, config.task, **options)] * count,
-        seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
-        processes=processes,
-        restarts=restarts,
-        patience=config.run.patience_seconds,
-    )
+    try:
+        return package.Vector(
+            [functools.partial(package.make, config.task, **options)] * count,
+            seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
+            processes=processes,
+            restarts=restarts,
+            patience=config.run.patience_seconds,
+        )
+    except package.WorkerDied as error:
+        if "did not answer" not in str(error):
+            raise
+        raise UserError(
+            f"{str(error).rstrip('.')}; if it takes longer to begin, give --set run.patience_seconds=N"
+        ) from error
 
 
 @main.command()

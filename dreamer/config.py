@@ -93,8 +93,8 @@ class RunConfig:
     checkpoint_seconds: float = 300.0
     log_seconds: float = 15.0
     video_seconds: float = 600.0
-    restarts: int = 3  # of an environment that fails, in one episode
-    patience_seconds: float = 300.0  # an environment that takes longer to answer has failed
+    restarts: int = 3  # of an environment that fails, since an episode last ended well
+    patience_seconds: float = 300.0  # an environment in a process of its own that takes longer has failed
 
 
 @dataclass(frozen=True)

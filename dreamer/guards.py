@@ -104,5 +104,7 @@ class Restarts:
     def __call__(self, error: Exception) -> None:
         words = str(error).rstrip(".")
         with contextlib.suppress(OSError):
-            words += f"; its traceback is in {self._folder.write_failure(traceback.format_exception(error))}"
+            path = self._folder.write_failure(traceback.format_exception(error))
+            traced = error.__cause__ or getattr(error, "__notes__", None)
+            words += f"; its traceback is in {path}" if traced else f"; noted in {path}"
         self._terminal.say(f"{words[0].upper()}{words[1:]}. Made anew; its episode ends here, as at a time limit")

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -242,20 +241,26 @@ def _removed_broken_library(error: Exception) -> bool:
     return True
 
 
+class StoppedAtOnce(BaseException):
+    """Somebody could not wait; the exit code. No SystemExit, which an environment's own code might have raised."""
+
+
 class _StopSignal:
-    """Ctrl-C and SIGTERM ask the loop to finish its row and save; a second one stops at once."""
+    """Ctrl-C, SIGTERM and a closed terminal ask the loop to finish its row and save; a second one stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._ask)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, self._ask)
 
     def __call__(self) -> bool:
         return self.requested
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.requested:
-            sys.exit(128 + number)
+            raise StoppedAtOnce(128 + number)
         self.requested = True
         # Not by print, which the signal may have interrupted.
         with contextlib.suppress(OSError):

@@ -65,7 +65,10 @@ class Adapt(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seed = seed
         # An observation that needs no conversion is handed on as it is.
         self._entries: dict[str, Entry] | None = None
-        if not _is_canonical_observation(env.observation_space):
+        if _is_canonical_observation(env.observation_space):
+            parts: dict[str, Any] = env.observation_space.spaces  # type: ignore[attr-defined]
+            self.observation_space = spaces.Dict({key: _plain(part) for key, part in parts.items()})
+        else:
             self._entries = _observation_entries(env.observation_space, self.notes)
             self.observation_space = spaces.Dict({key: entry.space for key, entry in self._entries.items()})
         self._native_action = env.action_space
@@ -131,6 +134,13 @@ class Adapt(gymnasium.Wrapper[Any, Any, Any, Any]):
             return tuple(self._act(part, (*path, place), action) for place, part in enumerate(space.spaces))
         key = _join(path) or "action"
         return self._actions[key](action[key])
+
+
+def _plain(space: Any) -> gymnasium.Space[Any]:
+    """A Box or MultiDiscrete as Gymnasium's own class, which other processes know."""
+    if isinstance(space, spaces.Box):
+        return spaces.Box(space.low, space.high, dtype=space.dtype.type)
+    return spaces.MultiDiscrete(space.nvec)
 
 
 def _is_canonical_observation(space: gymnasium.Space[Any]) -> bool:

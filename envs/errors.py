@@ -35,12 +35,17 @@ def blaming(name: str, doing: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """The line that raised it, in the code that is neither this package nor installed, if that took part."""
+    """The line that raised it, in the user's own code, if that took part."""
     frames = traceback.extract_tb(error.__traceback__)
-    elsewhere = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
-    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(path) for path in elsewhere)]
+    own = [frame for frame in frames if is_own(frame.filename)]
     place = (own or list(frames))[-1]
     return f"{place.filename}, line {place.lineno}"
+
+
+def is_own(path: str) -> bool:
+    """Whether a file is the user's own: neither of this package nor installed."""
+    elsewhere = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+    return not path.startswith("<") and not any(Path(path).is_relative_to(place) for place in elsewhere)
 
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:

@@ -133,8 +133,14 @@ class Vector:
 
     def _make_anew(self, i: int) -> Outcome:
         self._envs[i].close()
-        self._envs[i] = self._open(i)
-        if self._envs[i].facts[:2] != (self.observation_space, self.action_space):
+        try:
+            self._envs[i] = self._open(i)
+            facts = self._envs[i].facts
+        except EnvironmentFailed:
+            raise
+        except TaskError as error:  # it was sound once, so this counts as a failure like any other
+            raise EnvironmentFailed(str(error)) from error
+        if facts[:2] != (self.observation_space, self.action_space):
             raise TaskError("The environment that was made anew differs in its spaces from the one that failed.")
         self._made_anew += 1
         seed = np.random.SeedSequence((self._seeds[i], self._made_anew)).generate_state(1)

@@ -10,8 +10,9 @@ Both are asked and answer later, so that several workers are busy at the same ti
     worker.close()          -- end of file -->         close the environment, end
 
 The pipes are the worker's standard input and output. Whatever ends this process also closes them, and that
-ends the worker. It ignores Ctrl-C and SIGTERM, which often reach a whole group of processes: what becomes of
-a run is decided here. What the environment prints goes to the standard error.
+ends the worker; one that hangs meanwhile sees that its parent is gone. It ignores Ctrl-C and SIGTERM, which
+often reach a whole group of processes: what becomes of a run is decided here. What the environment prints
+goes to the standard error.
 
 Not `multiprocessing`, which would import the caller's main script once more in every worker: all that it
 imports, and all that it does where it has no `if __name__ == "__main__"`.
@@ -25,11 +26,14 @@ import functools
 import math
 import os
 import pickle
+import re
 import selectors
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import weakref
@@ -39,7 +43,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import gymnasium
 import numpy as np
 
-from .errors import EnvironmentFailed, TaskError, blaming
+from .errors import EnvironmentFailed, TaskError, blaming, is_own
 from .saving import can_save_state
 
 # How long an environment may take to close before its process is killed.
@@ -233,14 +237,16 @@ class Worker:
         self._end()
 
     def _answer(self, until: float) -> Any:
-        if not self._process.answers_within(until - time.monotonic()):
-            self._process.kill()
-            raise self._died(f"{self.name} did not answer within {self._patience:g} s.")
         try:
-            kind, value = self._process.receive()
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise self._died(f"The process of {self.name} {self._process.ending()}.") from None
+            data = self._process.receive(until)
+        except TimeoutError:
+            self._process.kill()
+            raise self._died(f"{self.name} did not answer within {self._patience:g} s") from None
+        except (EOFError, OSError):
+            raise self._died(f"The process of {self.name} {self._process.ending()}") from None
         self._is_unread = False
+        with blaming(self.name, "when its answer was read here"):
+            kind, value = pickle.loads(data)
         if kind == _DONE:
             return value
         if kind == _MISTAKE:
@@ -251,9 +257,12 @@ class Worker:
         raise error
 
     def _died(self, message: str) -> WorkerDied:
-        error = WorkerDied(message)
-        if place := self._process.last_words():
-            error.add_note(f"Where the process of {self.name} was:\n\n{place}")
+        words = self._process.last_words()
+        frames = re.findall(r'File "(.+)", line (\d+) in', words)
+        own = next((f" ({path}, line {line})" for path, line in frames if is_own(path)), "")
+        error = WorkerDied(f"{message}{own}.")
+        if words:
+            error.add_note(f"Where the process of {self.name} was:\n\n{words}")
         return error
 
 
@@ -269,13 +278,15 @@ class _Process:
         # Read before anything that belongs to the project can be imported.
         code = (
             "import os, pickle, sys; questions = os.fdopen(os.dup(0), 'rb'); "
-            f"sys.path[:] = pickle.load(questions); from {__name__} import _serve; _serve(questions, *{shared})"
+            f"sys.path[:] = pickle.load(questions); from {__name__} import _serve; "
+            f"_serve(questions, {os.getpid()}, *{shared})"
         )
         with _signals_blocked():
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,
                 pass_fds=shared,
                 # On Windows, which has no signals to block, this keeps Ctrl-C away.
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -283,23 +294,42 @@ class _Process:
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._questions, self._answers = self._popen.stdin, self._popen.stdout
         self._hung_up: float | None = None
+        if sys.platform != "win32":
+            self._selector = selectors.DefaultSelector()
+            self._selector.register(self._answers, selectors.EVENT_READ)
 
     def send(self, question: Any) -> None:
         data = pickle.dumps(question)
         with contextlib.suppress(OSError):  # it has died, as the answer will tell
-            self._questions.write(data)
-            self._questions.flush()
+            view = memoryview(data)
+            while view:
+                view = view[self._questions.write(view) :]
 
-    def answers_within(self, seconds: float) -> bool:
-        """Wait for the beginning of an answer, or for the end of the process."""
-        if math.isinf(seconds) or sys.platform == "win32":  # which cannot wait for pipes
-            return True
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
-            return bool(selector.select(max(0.0, seconds)))
+    def receive(self, until: float) -> bytes:
+        """An answer, pickled. Raises TimeoutError if it is not complete in time, EOFError if the process has ended."""
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size, until))
+        return self._read(length, until)
 
-    def receive(self) -> Any:
-        return pickle.load(self._answers)
+    def _read(self, count: int, until: float) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            self._wait(until)
+            part = os.read(self._answers.fileno(), count - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    def _wait(self, until: float) -> None:
+        """Until there is something to read; on Windows reading itself waits, without end."""
+        while sys.platform != "win32":
+            seconds = until - time.monotonic()
+            if self._selector.select(min(max(0.0, seconds), 1.0)):
+                return
+            if self._popen.poll() is not None:  # and something that it has started holds its pipe
+                raise EOFError
+            if seconds <= 0:
+                raise TimeoutError
 
     def kill(self) -> None:
         """Ends one that hangs, once it has said where."""
@@ -332,6 +362,8 @@ class _Process:
     def hang_up(self) -> None:
         if self._hung_up is None:
             self._hung_up = time.monotonic()
+        if sys.platform != "win32":
+            self._selector.close()
         for pipe in (self._questions, self._answers):
             with contextlib.suppress(OSError):  # it has died with a question in the pipe
                 pipe.close()
@@ -361,13 +393,20 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_LENGTH = struct.Struct(">Q")  # before each answer
+
 # Kinds of answers.
 _DONE, _MISTAKE, _FAILURE = "done", "mistake", "failure"
 
 
-def _serve(questions: BinaryIO, last_words: int | None = None) -> None:
-    """The life of a worker's process, until the other side hangs up; `last_words` is an open file's number."""
+def _serve(questions: BinaryIO, parent: int, last_words: int | None = None) -> None:
+    """The life of a worker's process, until the other side, which is process `parent`, hangs up.
+
+    last_words: the number of an open file.
+    """
     _ignore_signals()
+    if sys.platform != "win32":
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     if last_words is not None:
         faulthandler.enable(last_words)
         faulthandler.register(signal.SIGUSR1, last_words, chain=True)  # says where it is, and ends
@@ -382,7 +421,8 @@ def _serve(questions: BinaryIO, last_words: int | None = None) -> None:
     try:
         while True:
             method, arguments = pickle.load(questions)
-            answers.write(_reply(make if method == "make" else getattr(env, method), arguments))
+            reply = _reply(make if method == "make" else getattr(env, method), arguments)
+            answers.write(_LENGTH.pack(len(reply)) + reply)
             answers.flush()
             if env is None:
                 break
@@ -393,6 +433,13 @@ def _serve(questions: BinaryIO, last_words: int | None = None) -> None:
             answers.close()
         if env is not None:
             env.close()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process if that one is gone, even if the environment hangs."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _reply(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:

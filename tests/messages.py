@@ -82,6 +82,13 @@ def table(place: Path) -> None:
         own("Later", "--set", "run.restarts=3", "--run", str(place / "again")),
         "anew",
     )
+    for name, what in (("Hanging", "hangs"), ("Crashing", "crashes")):
+        one = own(name, "--set", "run.restarts=1", "--set", "run.patience_seconds=5", "--frames", "80")
+        row(f"a step that {what}", one, "anew")
+    row(
+        "a step that hangs, without restarts",
+        own("Hanging", "--set", "run.patience_seconds=5", "--run", str(place / "h")),
+    )
     row("a run", [*CARTPOLE, "--run", str(run)], "Saved")
     row("the same again", [*CARTPOLE, "--run", str(run)], "give more --frames")
     row("another task in its folder", ["train", "--env", "gym/Acrobot-v1", "--run", str(run)])

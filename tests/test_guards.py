@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,8 +39,8 @@ def rows(folder):
 class Disk:
     """Refuses to write the n-th checkpoint, for some n."""
 
-    def __init__(self, monkeypatch, refuses):
-        self.saves, self.refuses = 0, refuses
+    def __init__(self, monkeypatch, refuses, error=errno.ENOSPC):
+        self.saves, self.refuses, self.error = 0, refuses, error
         self.real = checkpoint.write_tensors
         monkeypatch.setattr(checkpoint, "write_tensors", self.write)
         monkeypatch.setattr(Saver, "RETRY_SECONDS", 0.0)
@@ -49,16 +50,20 @@ class Disk:
         if path.name.startswith("rows"):  # the first of each checkpoint
             self.saves += 1
         if self.refuses(self.saves):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            raise OSError(self.error, os.strerror(self.error), str(path))
         return self.real(path, data)
 
 
-def test_a_full_disk_is_said_and_tried_again(tmp_path, monkeypatch):
-    Disk(monkeypatch, lambda number: 3 <= number <= 5)
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied"), (errno.EIO, "Input/output error")],
+)
+def test_a_disk_that_refuses_is_told_and_tried_again(tmp_path, monkeypatch, error, words):
+    Disk(monkeypatch, lambda number: 3 <= number <= 5, error)
     result = train(tmp_path / "run", 60, "--set", "run.checkpoint_seconds=0.0001")
     assert result.exit_code == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if "Cannot save a checkpoint" in line]
-    assert len(said) == 3 and "(No space left on device); the last one stays, and the next try is in" in said[0]
+    assert len(said) == 3 and f"({words}); the last one stays, and the next try is in" in said[0]
     assert rows(tmp_path / "run") == 60
 
 

@@ -18,6 +18,9 @@ from dreamer.machine import why_not_compile
 WIDTHS = [part for setting in tiny.WIDTHS for part in ("--set", setting)]
 
 
+COMPILED = ["--set", "run.compile=true", "--set", "run.precision=bfloat16"]
+
+
 def train(folder, task, rows, envs=1, *arguments):
     """Until so many agent steps are seen."""
     repeat = {"atari": 4, "dmc": 2, "dmc_vision": 2}.get(task.split("/")[0], 1)
@@ -90,7 +93,7 @@ def test_bit_for_bit_where_it_is_compiled(tmp_path):
     for folder, stops in (("whole", [24]), ("parts", [17, 24])):
         for rows in stops:
             torch._dynamo.reset()  # as in a process of its own
-            said = train(tmp_path / folder, "dmc/cartpole_swingup", rows, 1, "--set", "run.compile=true")
+            said = train(tmp_path / folder, "dmc/cartpole_swingup", rows, 1, *COMPILED)
             assert "Not compiling" not in said
     assert_same(tmp_path / "parts", tmp_path / "whole")
 

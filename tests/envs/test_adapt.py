@@ -237,7 +237,7 @@ def test_what_is_canonical_is_handed_on_as_it_is():
     value = space.sample()
     env = Adapt(Stub(space, [value]))
     assert env.reset()[0] is value
-    assert env.observation_space is space
+    assert env.observation_space == space
     assert env.notes == []
 
 

@@ -1,5 +1,6 @@
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,19 @@ class Failing(Counting):
         if action == 70:
             faulthandler._sigsegv()
         return super().step(action)
+
+class Kind:
+    pass
+
+class OwnKind(Counting):
+    def get_state(self):
+        return {"kind": Kind()}
+
+class Forking(Failing):
+    def reset(self, *, seed=None, options=None):
+        import subprocess
+        self.helper = self.helper if hasattr(self, "helper") else subprocess.Popen(["sleep", "20"])
+        return super().reset(seed=seed)
 
 class NeverMade(Counting):
     def __init__(self):
@@ -275,16 +289,19 @@ def test_a_killed_worker_is_started_again(open_vector):
 
 
 def test_one_that_hangs_is_killed_and_started_again(open_vector):
-    vector, said = open_vector("Failing", {}, {}, restarts=1, patience=1.0), []
+    vector, said = open_vector("Failing", {}, {}, restarts=1, patience=5.0), []
     vector.on_restart = said.append
     pids = processes(vector)
     row = act(vector, 3, 69)
     assert row.is_first.tolist() == [False, True] and row.observation["vector"][1, 3] != pids[1]
-    assert [str(error) for error in said] == ["environment 2 of 2 did not answer within 1 s."]
+    (error,) = said
+    assert re.fullmatch(
+        r"environment 2 of 2 did not answer within 5 s \(.*own_for_workers.py, line \d+\)\.", str(error)
+    )
     (note,) = said[0].__notes__
     assert "own_for_workers.py" in note and "in step" in note
     wait_until_gone(pids[1:])
-    with pytest.raises(envs.WorkerDied, match=r"environment 2 of 2 did not answer within 1 s\."):
+    with pytest.raises(envs.WorkerDied, match="environment 2 of 2 did not answer within 5 s"):
         act(vector, 3, 69)
 
 
@@ -298,10 +315,32 @@ def test_one_that_crashes_says_where(open_vector):
     assert "Segmentation fault" in note and "own_for_workers.py" in note and "in step" in note
 
 
+def test_an_answer_that_cannot_be_read_here_fails_at_once(own, open_vector, monkeypatch):
+    vector = open_vector("OwnKind", {}, patience=20.0)
+    act(vector, 0)
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, own, raising=False)
+        patch.setattr(sys, "path", [path for path in sys.path if not (os.path.exists(os.path.join(path, own + ".py")))])
+        begun = time.monotonic()
+        with pytest.raises(envs.EnvironmentFailed, match="raised ModuleNotFoundError when its answer was read here"):
+            vector.get_state()
+        assert act(vector, 1).observation["vector"][0, :2].tolist() == [1, 1]
+        assert time.monotonic() - begun < 10
+
+
+def test_one_that_crashes_while_something_it_started_lives(open_vector):
+    vector = open_vector("Forking", {}, patience=30.0)
+    act(vector, 0)
+    begun = time.monotonic()
+    with pytest.raises(envs.WorkerDied, match="was killed by signal SIGSEGV"):
+        act(vector, 70)
+    assert time.monotonic() - begun < 15
+
+
 def test_one_that_is_never_made_is_given_up(own):
     factory = functools.partial(envs.make, f"{own}:NeverMade")
     begun = time.monotonic()
-    with pytest.raises(envs.WorkerDied, match=r"did not answer within 2 s\.") as caught:
+    with pytest.raises(envs.WorkerDied, match="did not answer within 2 s") as caught:
         envs.Vector([factory], [0], processes=True, patience=2.0)
     assert time.monotonic() - begun < 20 and "in __init__" in caught.value.__notes__[0]
 
@@ -387,6 +426,22 @@ def test_they_do_not_outlive_a_killed_parent(own):
     # Returns once nobody has the script's stderr open any more.
     _, err = script.communicate(timeout=10)
     assert err == ""
+
+
+def test_one_that_hangs_does_not_outlive_a_killed_parent(own):
+    script = start_script(
+        own,
+        f"factories = [functools.partial(envs.make, {own + ':Failing'!r})]\n"
+        "vector = envs.Vector(factories, [0], processes=True)\n"
+        "row = vector.step({'action': np.zeros(1, int)})\n"
+        "say(int(row.observation['vector'][0, 3]))\n"
+        "vector.step({'action': np.array([69])})\n",
+    )
+    pid = int(script.stdout.readline())
+    time.sleep(0.5)
+    script.kill()
+    script.communicate(timeout=20)
+    wait_until_gone([pid])
 
 
 def test_signals_to_the_group_leave_them_alone(own):
