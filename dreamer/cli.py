@@ -7,10 +7,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .own_envs import own_envs
 
 if TYPE_CHECKING:
     from .config import Config
@@ -226,18 +227,6 @@ def _print_scores(config: "Config", scores: "Scores", as_json: bool) -> None:
     )
 
 
-def _import_envs() -> ModuleType:
-    """The project's own `envs`. The name is a common one, so make sure that nobody else's was found."""
-    import envs
-
-    if getattr(envs, "PROJECT", None) != "dreamer":
-        place = envs.__file__ or list(envs.__path__)[0]
-        raise UserError(
-            f"Python found another package called envs, at {place}; run from another folder, or uninstall it"
-        )
-    return envs
-
-
 def _environments(
     config: "Config",
     count: int,
@@ -253,7 +242,7 @@ def _environments(
     """
     import numpy as np
 
-    package, options = _import_envs(), _options(config, drawn)
+    package, options = own_envs(), _options(config, drawn)
     if ":" in config.task and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` has it: what their processes send may be of their own making
     processes = (
@@ -363,7 +352,7 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
     folder = RunFolder(run)
     config, agent = folder.config(), folder.load_agent(device, seed)
     options = _options(config, drawn=True)
-    environment = _import_envs().make(config.task, **options)
+    environment = own_envs().make(config.task, **options)
     try:
         server = Server(Stage(agent, environment, seed), f"{config.task}, dreamt", port)
         click.echo(f"Open {server.address} in a browser; Ctrl-C ends it.")
@@ -507,7 +496,7 @@ def list_envs(pattern: str | None) -> None:
     from . import listing
     from .config import CPU_SIZE
 
-    package = _import_envs()
+    package = own_envs()
     found = listing.read(package.suites(), package.TaskError, pattern)
     if pattern is None:
         click.echo(listing.overview(found, CPU_SIZE))
@@ -528,7 +517,7 @@ def doctor(context: click.Context) -> None:
     from . import doctor as examination
 
     findings = []
-    for check in examination.checks(_import_envs, Path("runs")):
+    for check in examination.checks(own_envs, Path("runs")):
         with examination.saying(check.meanwhile, sys.stderr):
             findings.append(examination.run(check))
         click.echo(examination.report(findings[-1]))

@@ -19,6 +19,7 @@ from .agent import Agent
 from .checkpoint import RunFolder
 from .dream import Dream
 from .errors import UserMistake
+from .own_envs import own_envs
 from .replay import Replay, row_bytes
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec
@@ -218,10 +219,8 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
     def real(self) -> gymnasium.Env[Any, Any]:
         """The environment that the run has learned from, with the same spaces as the dream that is decoded."""
-        import envs
-
         config = self._dreams.agent.config
-        env = envs.make(config.task, repeat=config.repeat, **config.environment)
+        env = own_envs().make(config.task, repeat=config.repeat, **config.environment)
         spec = self._dreams.agent.observation_spec
         keys = spec.keys[0] if len(spec.keys) == 1 else None, _only(self._dreams.agent.action_spec)
         return _Bare(env, *keys)

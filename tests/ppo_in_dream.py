@@ -80,16 +80,17 @@ def scores(env, act, episodes, seed, limit):
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--steps", default=300_000, show_default=True, help="Of PPO, in the dream.")
-@click.option("--horizon", default=500, show_default=True, help="Of an episode, in the dream and in reality.")
+@click.option("--horizon", default=30, show_default=True, help="Steps after which a dream is cut while PPO learns.")
+@click.option("--limit", default=500, show_default=True, help="Steps of an episode that is scored.")
 @click.option("--envs", default=64, show_default=True)
 @click.option("--episodes", default=10, show_default=True, help="To score.")
 @click.option("--seed", default=0, show_default=True)
-def main(run, steps, horizon, envs, episodes, seed):
+def main(run, steps, horizon, limit, envs, episodes, seed):
     dreams = dreamer.WorldModelVectorEnv(run, num_envs=envs, horizon=horizon, device="cpu")
     kind = "MultiInputPolicy" if isinstance(dreams.single_observation_space, gymnasium.spaces.Dict) else "MlpPolicy"
     ppo = PPO(kind, VecMonitor(Dreams(dreams)), n_steps=128, batch_size=512, seed=seed, device="cpu", verbose=1)
     ppo.learn(steps)
-    dream = dreamer.WorldModelEnv(run, horizon=horizon, starts="first", device="cpu")
+    dream = dreamer.WorldModelEnv(run, horizon=limit, starts="first", device="cpu")
     real = dream.real()
 
     def act(observation):
@@ -97,9 +98,9 @@ def main(run, steps, horizon, envs, episodes, seed):
 
     real.action_space.seed(seed)
     result = {
-        "dream": scores(dream, act, episodes, 1000 + seed, horizon),
-        "real": scores(real, act, episodes, 1000 + seed, horizon),
-        "random, real": scores(real, lambda _: real.action_space.sample(), episodes, 1000 + seed, horizon),
+        "dream": scores(dream, act, episodes, 1000 + seed, limit),
+        "real": scores(real, act, episodes, 1000 + seed, limit),
+        "random, real": scores(real, lambda _: real.action_space.sample(), episodes, 1000 + seed, limit),
     }
     for name, found in result.items():
         print(f"{name}: {found.mean():.1f}, {found.min():.1f} to {found.max():.1f} over {episodes} episodes")
