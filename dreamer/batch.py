@@ -146,7 +146,7 @@ class Batch:
         self._failed: list[str] = []
 
     def work(self) -> list[str]:
-        """Returns the names of the runs that ended by an error; what they said is in their `said.txt`."""
+        """Returns the names of the runs that ended by an error; what each has said is in a `.txt` beside its folder."""
         for folder in (self._runs, self._results):
             try:
                 folder.mkdir(parents=True, exist_ok=True)

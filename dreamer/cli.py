@@ -280,8 +280,8 @@ def imagine(
 ) -> None:
     """Show real episodes beside what the model of RUN dreams of them.
 
-    The model sees a few steps, marked green; then it is on its own and only told the real actions. As .png, all steps
-    are on one sheet.
+    The model sees a few steps, marked green; then it is on its own and only told the real actions. A .png is one sheet
+    of ten moments.
     """
     from . import imagine as pictures
     from .dream import record
@@ -323,7 +323,7 @@ def diagnose(
         raise UserError(f"{page} cannot be the page; give a name that ends in .html, in a folder that is there")
     config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
     try:
-        played = record(agent, environments, episodes, report=terminal.progress)
+        played = record(agent, environments, episodes, diagnosis.LONGEST, terminal.progress)
         found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress)
     finally:
         environments.close()

@@ -25,6 +25,8 @@ from .rssm import State
 from .spaces import ObservationSpec
 
 HORIZON = 100
+LONGEST = 2000  # rows after which an episode is watched no longer
+LEAST_EPISODES = 5  # that must reach a step, or all if there are fewer: an interval of one or two tells nothing
 MOMENTS = 200  # over all episodes; a third of it where there are images
 DREAMS = 19  # so that their extremes are an interval of 90 %, and the middle eleven one of 50 %
 LEVELS = {"90 %": 1, "50 %": 5}  # nominal coverage, and the how many-th dream from either end bounds it
@@ -60,7 +62,7 @@ class Errors:
     rate: float  # of what the model knows more than the mean does, the share that a step loses; NaN if it is not more
     implied: np.ndarray  # (H,) the error that this rate comes to, compounded
     covered: dict[str, Line]  # by nominal share: how often the truth lay between the dreams; empty for integers
-    spread: Line  # the dreams' standard deviation over their mean's error, 1 where they know what they do not know
+    spread: Line  # the dreams' deviation over their mean's error, both as root mean squares; 1 where they are right
 
     @property
     def trusted(self) -> int:
@@ -150,7 +152,7 @@ def diagnose(
     ]
     means = {key: np.mean(np.concatenate([_series(e, key) for e in episodes]), 0) for key in _keys(spec)}
     tally = {key: _Tally(key, spec, episodes, means[key], len(moments), horizon) for key in _keys(spec)}
-    posterior = [dream.posterior(e.state, _tensors(e.observation, agent.device)) for e in episodes]
+    posterior = [_posterior(dream, episode) for episode in episodes]
     drift = np.full((len(moments), horizon), np.nan)
 
     reach = np.array([len(episodes[number]) - 1 - row for number, row in moments])
@@ -201,8 +203,14 @@ def _series(episode: Episode, key: str) -> np.ndarray:
     return ({REWARD: episode.reward, GOES_ON: episode.goes_on} | episode.observation)[key]
 
 
-def _tensors(observation: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(value).to(device) for key, value in observation.items()}
+def _posterior(dream: Dream, episode: Episode) -> Tensor:
+    """Probabilities (T, S, K) once each row is seen, some rows at a time."""
+    parts = []
+    for first in range(0, len(episode), CHUNK):
+        rows = slice(first, first + CHUNK)
+        seen = {key: torch.from_numpy(value[rows]).to(dream.agent.device) for key, value in episode.observation.items()}
+        parts.append(dream.posterior(State(episode.state.deter[rows], episode.state.stoch[rows]), seen))
+    return torch.cat(parts)
 
 
 def _gather(episodes: Sequence[Episode], moments: Sequence[tuple[int, int]]) -> State:
@@ -237,6 +245,7 @@ class _Tally:
         horizon: int,
     ):
         self._is_class = key in spec.integers
+        self._has_spread = key in spec.images or key in spec.floats  # what is read off as one number has none
         self._unit = "of 255" if key in spec.images else "share wrong" if self._is_class else ""
         self._series = [_series(episode, key) for episode in episodes]
         everything = np.concatenate(self._series)
@@ -246,7 +255,7 @@ class _Tally:
         self._picked = _picked(everything, key in spec.images)
         self._found = {
             name: np.full((moments, horizon), np.nan)
-            for name in ("model", "single", "repeat", "mean", "deviation", *LEVELS)
+            for name in ("model", "single", "repeat", "mean", "variance", "square", *LEVELS)
         }
 
     def add(self, part: np.ndarray, step: int, forecast: Tensor, moments: Sequence[tuple[int, int]]) -> None:
@@ -255,19 +264,20 @@ class _Tally:
         places = [moments[i] for i in part]
         truth = np.stack([self._series[number][row + step] for number, row in places]).astype(np.float32)
         last = np.stack([self._series[number][row] for number, row in places])
-        together = torch.mode(forecast, 1).values.cpu().numpy() if self._is_class else dreams.mean(1)
+        together = torch.mode(forecast.cpu(), 1).values.numpy() if self._is_class else dreams.mean(1)
         found = {
             "model": self._error(together, truth),
             "single": self._error(dreams, truth[:, None], lead=2).mean(1),
             "repeat": self._error(last, truth),
             "mean": self._error(self._mean, truth),
         }
-        if not self._is_class and self._picked.any():
+        if self._has_spread and self._picked.any():
             shape = (len(part), DREAMS, -1)
             flat, real = dreams.reshape(shape)[..., self._picked], truth.reshape(len(part), -1)[:, None, self._picked]
             # Of a finite sample: what is drawn once more differs from the mean of the others by this much.
             deviation = flat.std(1, ddof=1) * np.sqrt(1 + 1 / DREAMS)
-            found["deviation"] = np.sqrt(np.square(deviation).mean(-1))
+            found["variance"] = np.square(deviation).mean(-1)
+            found["square"] = np.square(flat.mean(1) - real[:, 0]).mean(-1)
             for level, nth in LEVELS.items():
                 inside = ((flat <= real).sum(1) >= nth) & ((flat >= real).sum(1) >= nth)
                 found[level] = inside.mean(-1)
@@ -294,9 +304,13 @@ class _Tally:
             better=better,
             rate=rate,
             implied=implied,
-            covered={} if self._is_class else {level: resample.line(found[level]) for level in LEVELS},
-            spread=resample.line(found["deviation"], found["model"]),
+            covered={level: resample.line(found[level]) for level in LEVELS} if self._has_spread else {},
+            spread=_root(resample.line(found["variance"], found["square"])),
         )
+
+
+def _root(line: Line) -> Line:
+    return Line(np.sqrt(line.mean), np.sqrt(line.low), np.sqrt(line.high))
 
 
 def _picked(everything: np.ndarray, is_image: bool) -> np.ndarray:
@@ -343,15 +357,20 @@ class Resample:
         with np.errstate(all="ignore"):
             mean = above.sum(0) / below.sum(0)
             means = (self._weights @ above) / (self._weights @ below)
-        low, high = _quantiles(means, [0.025, 0.975])
+        low, high = np.where(self._enough(values), _quantiles(means, [0.025, 0.975]), np.nan)
         return Line(mean, low, high)
+
+    def _enough(self, values: np.ndarray) -> np.ndarray:
+        """(H,) whether enough episodes reach a step."""
+        episodes = (self._member @ ~np.isnan(values) > 0).sum(0)
+        return episodes >= min(LEAST_EPISODES, len(self._member))
 
     def is_less(self, values: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(H,) whether the mean of the first is less with 95 % confidence."""
         above, below = self._sums(values - others, None)
         with np.errstate(all="ignore"):
             means = (self._weights @ above) / (self._weights @ below)
-        return _quantiles(means, [0.95])[0] < 0
+        return (_quantiles(means, [0.95])[0] < 0) & self._enough(values)
 
     def _sums(self, values: np.ndarray, divisor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         there = ~np.isnan(values)

@@ -58,6 +58,10 @@ class Dream:
         with torch.no_grad():
             self._weights = agent.world_model.rssm.recurrence()
 
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1)."""
+        return torch.rand(shape, generator=self._generator, device=self.agent.device)
+
     def reseed(self, seed: int) -> None:
         self._generator.manual_seed(seed)
 
@@ -65,9 +69,7 @@ class Dream:
     def step(self, state: State, action: Tensor) -> State:
         """A sample of what follows N states after flat actions (N, A) (paper eq. 3, the sequence model and prior)."""
         rssm = self.agent.world_model.rssm
-        shape = (len(action), rssm.config.stoch)
-        uniform = torch.rand(shape, generator=self._generator, device=self.agent.device)
-        return rssm.imagine_step(self._weights, state, action, uniform)
+        return rssm.imagine_step(self._weights, state, action, self.uniform(len(action), rssm.config.stoch))
 
     @torch.no_grad()
     def act(self, state: State, greedy: bool = False) -> Tensor:
@@ -77,6 +79,18 @@ class Dream:
         if greedy:
             return actor.mode(policy)
         return actor.sample(policy, actor.draw_noise((len(state.deter),), self._generator))
+
+    @torch.no_grad()
+    def see(self, episode: Episode, begin: int, end: int) -> State:
+        """The posteriors (end - begin, ...) of rows of an episode, for a model that has seen none before them."""
+        agent, states = self.agent, []
+        memory = agent.start(1)
+        for row in range(begin, end):
+            observation = {key: torch.from_numpy(value[row : row + 1]) for key, value in episode.observation.items()}
+            memory = agent.act(observation, torch.tensor([row == begin]), torch.tensor([False]), memory)
+            memory = memory._replace(action=episode.action[row : row + 1])
+            states.append(State(memory.state.deter[0], memory.state.stoch[0]))
+        return stack(states)
 
     @torch.no_grad()
     def read(self, state: State) -> Moment:
@@ -161,14 +175,17 @@ def record(
         for i in range(count):
             if rows.is_first[i]:
                 open_[i] = _Open()
-            elif open_[i].is_dropped:
+            if len(done[i]) == quota[i]:
+                open_[i].is_dropped = True
+            if open_[i].is_dropped:
                 continue
-            observation = {key: value[i] for key, value in rows.observation.items()}
-            state = State(memory.state.deter[i], memory.state.stoch[i])
-            open_[i].rows.append((observation, rows.reward[i], memory.action[i], state))
+            # Copies, since one row would keep those of all environments.
+            observation = {key: value[i].copy() for key, value in rows.observation.items()}
+            state = State(memory.state.deter[i].clone(), memory.state.stoch[i].clone())
+            open_[i].rows.append((observation, rows.reward[i], memory.action[i].clone(), state))
             if rows.is_last[i] or len(open_[i].rows) == longest:
-                if len(done[i]) < quota[i]:
-                    done[i].append(open_[i].close(bool(rows.is_last[i]), bool(rows.is_terminal[i])))
+                done[i].append(open_[i].close(bool(rows.is_last[i]), bool(rows.is_terminal[i])))
+                open_[i] = _Open()
                 open_[i].is_dropped = True
         report(f"{sum(map(len, done))} of {episodes} episodes, {max(len(each.rows) for each in open_)} rows")
     return [episode for found in done for episode in found]

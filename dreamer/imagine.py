@@ -48,13 +48,14 @@ def scene(agent: Agent, episode: Episode, begin: int, context: int, horizon: int
     """The model's dream of an episode from its row `begin`.
 
     Args:
-        context: steps that the model sees before it is on its own, at least 1.
+        context: steps that the model sees, and none before them, until it is on its own; at least 1.
         horizon: steps after these. Where the episode ends earlier and its actions are used, the last one is repeated.
         free: let the policy act in the dream instead.
     """
     dream = Dream(agent, seed)
     last = min(begin + context, len(episode)) - 1
-    seen = State(episode.state.deter[begin : last + 1], episode.state.stoch[begin : last + 1])
+    agent.generator.manual_seed(seed)
+    seen = dream.see(episode, begin, last + 1)
     start = State(seen.deter[-1:], seen.stoch[-1:])
     if free:
         ahead = dream.live(start, horizon)

@@ -28,24 +28,26 @@ class Returns:
     row: float  # share of returns in which the mean of the dreams has the right row
     colour: float  # and the right colour
     error: float  # of its pixels, 1 as if there were no ball
-    row_interval: tuple[float, float]  # 95 % bootstrap, over returns
+    row_interval: tuple[float, float]  # 95 % bootstrap, over episodes
 
 
 def out_of_view(agent: Agent, episodes: Sequence[Episode], seed: int = 0) -> list[Returns]:
     """By how long the ball was hidden; lengths that never came are left out."""
     dream, generator = Dream(agent, seed), np.random.default_rng(seed)
-    found: list[tuple[int, bool, bool, float]] = []
-    for episode in episodes:
+    found: list[tuple[int, bool, bool, float, int]] = []
+    for number, episode in enumerate(episodes):
         for last, back, hidden in returns(episode.observation["image"]):
-            found.append((hidden, *_judge(dream, episode, last, back)))
+            found.append((hidden, *_judge(dream, episode, last, back), number))
     result = []
     for low, high in BUCKETS:
         rows = [each for each in found if low <= each[0] <= high]
         if not rows:
             continue
-        row, colour, error = (np.array(column, float) for column in list(zip(*rows))[1:])
-        picks = generator.integers(len(rows), size=(1000, len(rows)))
-        interval = np.quantile(row[picks].mean(1), [0.025, 0.975])
+        row, colour, error, whose = (np.array(column, float) for column in list(zip(*rows))[1:])
+        who, place = np.unique(whose, return_inverse=True)
+        weights = generator.multinomial(len(who), np.full(len(who), 1 / len(who)), 1000)
+        means = (weights @ np.bincount(place, row)) / (weights @ np.bincount(place))
+        interval = np.quantile(means, [0.025, 0.975])
         result.append(
             Returns(
                 hidden=(low, high),

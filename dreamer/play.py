@@ -206,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._is_for_us():
-            return
+            return self._answer(403, "text/plain", b"Not allowed.")
         if self.path == "/":
             text = importlib.resources.files(__package__).joinpath("data/play.html").read_text()
             self._answer(200, "text/html; charset=utf-8", text.encode())
@@ -221,10 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_for_us() or self.headers.get_content_type() != "application/json":
             return self._answer(403, "text/plain", b"Not allowed.")
         try:
-            given = json.loads(self.rfile.read(min(int(self.headers.get("Content-Length", 0)), 10_000)))
+            given = json.loads(self.rfile.read(max(0, min(int(self.headers.get("Content-Length", 0)), 10_000))))
             keys, agent = [str(key) for key in given.get("keys", [])], bool(given.get("agent"))
             steps, real = int(given.get("steps", 1)), bool(given.get("real"))
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             return self._answer(400, "text/plain", b"Not what the page sends.")
         stage = self.server.stage
         jobs: dict[str, Callable[[], None]] = {

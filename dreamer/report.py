@@ -48,14 +48,14 @@ def numbers(found: Diagnosis) -> str:
 
 def sentences(found: Diagnosis) -> list[str]:
     """What the numbers say."""
-    steps, inside = found.imagination, found.trusted >= found.imagination
-    lines = [
-        f"Trusted horizon: {found.trusted} steps. The {steps} steps of imagination lie "
-        f"{'inside' if inside else 'beyond'} it."
-    ]
+    steps, looked = found.imagination, int((found.moments > 0).sum())
+    where = f"lie {'inside' if found.trusted >= steps else 'beyond'} it"
+    if found.trusted == looked < steps:
+        where = "reach further than was looked"
+    lines = [f"Trusted horizon: {found.trusted} steps, by what is observed. The {steps} steps of imagination {where}."]
     for key, errors in found.errors.items():
         lines.append(f"  {key}: {_trust(errors, len(found.moments))}{_rate(errors, found)}")
-    at = min(steps, len(found.moments)) - 1
+    at = min(steps, looked) - 1
     for key, errors in found.errors.items():
         if errors.is_constant or not errors.covered or np.isnan(errors.covered["90 %"].mean[at]):
             continue

@@ -1,7 +1,7 @@
 """The world model as an environment: dreams that begin at real states, for anything that takes a Gymnasium environment.
 
-A dream goes on from what the run has seen, by the model's own samples; a step's reward is the expected one, and the
-episode ends where the model gives it less than an even chance to go on.
+A dream goes on from what the run has seen, by the model's own samples; a step's reward is the expected one. It ends by
+chance, as often as the model says: at each step with the probability that its continue head gives.
 """
 
 from collections.abc import Mapping
@@ -71,6 +71,7 @@ class _Dreams:
 
     def reseed(self, generator: np.random.Generator) -> None:
         self.dream.reseed(int(generator.integers(2**62)))
+        self.agent.generator.manual_seed(int(generator.integers(2**62)))
 
     def flat(self, action: Any, count: int) -> Tensor:
         """Actions of the action space, (count, ...), as flat ones (count, A)."""
@@ -89,7 +90,7 @@ class _Dreams:
             reward, goes_on = moment.reward, moment.goes_on
             found = {key: self._stored(key, value) for key, value in moment.observation.items()}
             observation = next(iter(found.values())) if len(found) == 1 else found
-        return observation, reward.double().cpu().numpy(), (goes_on < 0.5).cpu().numpy()
+        return observation, reward.cpu().double().numpy(), (self.dream.uniform(len(goes_on)) >= goes_on).cpu().numpy()
 
     def _stored(self, key: str, value: Tensor) -> np.ndarray:
         """As the environment itself gives it."""
@@ -203,7 +204,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None:
+        if seed is not None or self._state is None:
             self._dreams.reseed(self.np_random)
         given = (options or {}).get("observation")
         self._state = self._dreams.starts(self.np_random, 1) if given is None else self._dreams.seen(given)
@@ -284,8 +285,12 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None:
+        if seed is not None or self._state is None:
             self._dreams.reseed(self.np_random)
+        if (options or {}).get("observation") is not None:
+            raise UserMistake(
+                "many dreams begin at states of the replay; leave the observation out, or use WorldModelEnv"
+            )
         self._state = self._dreams.starts(self.np_random, self.num_envs)
         self._steps[:] = 0
         self._over[:] = False

@@ -1,5 +1,6 @@
 """The compiled path computes what the eager one does. Compiling takes a minute, so one agent serves all tests."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,30 @@ def test_nothing_is_compiled_again(compiled):
             observation = {key: value[:, 0].contiguous() for key, value in batch.observation.items()}
             agent.act(observation, flags, ~flags, agent.start(2))
             open_loop(agent, batch, context=2)
+
+
+def test_going_on_is_exact_to_the_bit(compiled, tmp_path):
+    """As in `test_resume`, which runs whole trainings, but does so eagerly."""
+    _, agent = fresh(compiled)
+    begun = copy.deepcopy(agent.state_dict())
+    ends = []
+    for stop in (None, 2):
+        agent.load_state_dict(begun)
+        for number in range(5):
+            if number == stop:
+                torch.save(agent.state_dict(), tmp_path / "state.pt")
+                for p in agent.parameters:
+                    p.data.normal_()
+                agent.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+            agent.update(make_batch(agent, number))
+        ends.append(copy.deepcopy(agent.state_dict()))
+    whole, parts = ends
+    for name in ("world_model", "actor_critic"):
+        assert all(torch.equal(value, parts[name][key]) for key, value in whole[name].items())
+        assert not all(torch.equal(value, begun[name][key]) for key, value in whole[name].items())
+    for name in ("scale", "momentum"):
+        assert all(map(torch.equal, whole["optimizer"][name], parts["optimizer"][name]))
+    assert torch.equal(whole["generator"], parts["generator"])
 
 
 def test_uncompile_goes_back_to_eager():

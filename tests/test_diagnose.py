@@ -129,6 +129,7 @@ def test_a_model_that_knows_what_it_does_not_know(monkeypatch):
     # The mean of 19 dreams errs by sqrt(2 / pi) sqrt(1 + 1 / 19), their deviation is 1, both on the average.
     assert np.mean(x.model.mean) == pytest.approx(0.82, abs=0.06)
     assert np.mean(x.single.mean) == pytest.approx(1.13, abs=0.06)  # 2 / sqrt(pi)
+    assert np.mean(x.spread.mean) == pytest.approx(1, abs=0.04)
 
 
 def test_a_model_that_is_too_sure_of_itself(monkeypatch):
@@ -196,6 +197,16 @@ def test_intervals_are_over_episodes():
     values = np.stack([numbers - 2.0, numbers - 0.5, np.full(1000, np.nan)], 1)
     assert resample.is_less(values, np.zeros_like(values)).tolist() == [True, False, False]
     assert np.isnan(resample.line(values).mean[2])
+
+
+def test_a_few_episodes_tell_nothing_about_a_step():
+    # Of ten episodes only four reach the second step.
+    numbers = np.repeat(np.arange(10), 20)
+    values = np.stack([np.full(200, -1.0), np.where(numbers < 4, -1.0, np.nan)], 1) + 1e-3 * numbers[:, None]
+    resample = Resample(numbers, 10, np.random.default_rng(0))
+    assert resample.is_less(values, np.zeros_like(values)).tolist() == [True, False]
+    line = resample.line(values)
+    assert np.isfinite(line.low[0]) and np.isnan(line.low[1]) and line.mean[1] == pytest.approx(-1, abs=0.01)
 
 
 def test_rank_correlation_by_hand():
@@ -317,8 +328,7 @@ def test_what_is_remembered_counts(monkeypatch, remembers, wrong_row, row, error
     monkeypatch.setattr(out_of_view, "Dream", model)
     (found,) = out_of_view.out_of_view(None, [episode])
     assert found.count >= 2 and found.error == pytest.approx(error, abs=1e-6)
-    if remembers:
-        assert (found.row, found.colour) == (row, 1.0)
+    assert not remembers or (found.row, found.colour) == (row, 1.0)
     assert "Out of view" in out_of_view.table([found])
 
 

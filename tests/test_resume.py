@@ -13,12 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamer.checkpoint import RunFolder, _parts
 from dreamer.cli import main
-from dreamer.machine import why_not_compile
 
 WIDTHS = [part for setting in tiny.WIDTHS for part in ("--set", setting)]
-
-
-COMPILED = ["--set", "run.compile=true", "--set", "run.precision=bfloat16"]
 
 
 def train(folder, task, rows, envs=1, *arguments):
@@ -85,16 +81,6 @@ def test_bit_for_bit(tmp_path, task, envs, stops, arguments):
     for stop in (*stops, rows):
         said = train(tmp_path / "parts", task, stop // envs * envs, envs, *arguments)
         assert "The open episodes end here" not in said
-    assert_same(tmp_path / "parts", tmp_path / "whole")
-
-
-@pytest.mark.skipif(bool(why_not_compile(torch.device("cpu"))), reason="nothing to compile with")
-def test_bit_for_bit_where_it_is_compiled(tmp_path):
-    for folder, stops in (("whole", [24]), ("parts", [17, 24])):
-        for rows in stops:
-            torch._dynamo.reset()  # as in a process of its own
-            said = train(tmp_path / folder, "dmc/cartpole_swingup", rows, 1, *COMPILED)
-            assert "Not compiling" not in said
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 

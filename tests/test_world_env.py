@@ -41,7 +41,7 @@ def test_gymnasium_s_own_check(cartpole, signals, observation):
     for run in (cartpole, signals):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*infinity.*")  # nothing bounds what a vector may hold
-            warnings.filterwarnings("ignore", message=".*not within the observation space.*|.*render.*|.*spec.*")
+            warnings.filterwarnings("ignore", message=".*render.*|.*spec.*")
             check_env(dreamer.WorldModelEnv(run, observation=observation, device="cpu"), skip_render_check=True)
 
 
@@ -88,9 +88,25 @@ def test_it_ends_where_the_continue_head_says(cartpole):
         assert env.step(0)[2] is ends
 
 
+def test_it_ends_as_often_as_the_continue_head_says(cartpole):
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=4000, observation="latent", device="cpu")
+    many.reset(seed=0)
+    goes_on = many._dreams.dream.outcome(many._state)[1].mean()
+    ended = many._dreams.look(many._state)[2].mean()
+    assert 0.2 < goes_on < 0.8 and ended == pytest.approx(1 - float(goes_on), abs=0.04)
+
+
+def test_many_do_not_begin_at_an_observation(cartpole):
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=2, device="cpu")
+    with pytest.raises(UserMistake, match="leave the observation out, or use WorldModelEnv"):
+        many.reset(options={"observation": np.zeros(4)})
+
+
 def test_one_of_many_is_the_same_dream(cartpole):
     one = dreamer.WorldModelEnv(cartpole, device="cpu")
     many = dreamer.WorldModelVectorEnv(cartpole, num_envs=1, device="cpu")
+    for env in (one, many):  # untrained, it would end at once
+        env._dreams.agent.world_model.continuation.out.bias.data.fill_(50.0)
     np.testing.assert_array_equal(one.reset(seed=4)[0], many.reset(seed=4)[0][0])
     for action in (0, 1, 1):
         mine, theirs = one.step(action), many.step(np.array([action]))
@@ -131,6 +147,8 @@ def test_a_dream_may_begin_at_a_real_observation(cartpole, signals):
     player = dreamer.load(cartpole, device="cpu")
     _, memory = player.act({"vector": observation})
     np.testing.assert_allclose(first[:16], memory.state.deter[0], rtol=1e-5, atol=1e-6)
+    again = env.reset(seed=0, options={"observation": observation})[0]
+    assert np.array_equal(first, again) and set(first[16:]) == {0, 1}
     env = dreamer.WorldModelEnv(signals, device="cpu")
     real, _ = envs.make("mixed:Signals").reset(seed=0)
     assert env.reset(options={"observation": real})[0]["screen"].shape == (48, 48, 1)
