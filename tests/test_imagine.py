@@ -46,16 +46,19 @@ def test_the_context_is_read_and_the_rest_is_dreamt(played):
 
 def test_the_model_sees_the_context_and_nothing_before(played):
     agent, (episode, _) = played
-    found = scene(agent, episode, begin=4, context=3, horizon=6, free=False, seed=1)
     changed = dataclasses.replace(
         episode, observation={key: value.copy() for key, value in episode.observation.items()}
     )
-    changed.observation["where"][:4] += 100
-    again = scene(agent, changed, begin=4, context=3, horizon=6, free=False, seed=1)
-    assert np.array_equal(found.dream["where"], again.dream["where"])
+
+    def differ():
+        """For some seeds, since what is sampled need not change with what is seen."""
+        pairs = [[scene(agent, each, 4, 3, 6, False, seed) for each in (episode, changed)] for seed in range(8)]
+        return [not np.array_equal(one.dream["where"], other.dream["where"]) for one, other in pairs]
+
+    changed.observation["where"][:4] = -1e9
+    assert not any(differ())
     changed.observation["where"][4:7] = -1e9
-    again = scene(agent, changed, begin=4, context=3, horizon=6, free=False, seed=1)
-    assert not np.array_equal(found.dream["where"], again.dream["where"])
+    assert any(differ())
 
 
 def test_an_episode_that_ends_in_a_scene(played):
