@@ -57,3 +57,18 @@ class Saving(Counting):
         for _ in range(state["episode"] + 1):
             self.length, self.terminates = next(self.episodes)
         self.episode, self.row, self.step_number = state["episode"], state["row"], state["step"]
+
+
+class Lever(gymnasium.Env):
+    """One of two levers is worth a point, so a policy without any entropy bonus soon pulls no other."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.zeros(1, np.float32), float(action), self.count == 5, False, {}

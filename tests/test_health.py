@@ -3,12 +3,11 @@ import math
 from collections import deque
 from pathlib import Path
 
-import gymnasium
-import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
 
+from dreamer import train as loop
 from dreamer.cli import main
 from dreamer.config import make_config
 from dreamer.health import LONG, Health, best_return, entropy_range
@@ -145,26 +144,11 @@ def said_by(folder, monkeypatch, task, *settings):
     return [line for line in result.stderr.splitlines() if line.startswith("A sign that something may be wrong: ")]
 
 
-class Lever(gymnasium.Env):
-    """One of two levers is worth a point, so a policy without any entropy bonus soon pulls no other."""
-
-    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        self.count = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.count += 1
-        return np.zeros(1, np.float32), float(action), self.count == 5, False, {}
-
-
 @pytest.mark.parametrize(
     ("task", "settings", "said"),
     [
         (
-            "test_health:Lever",
+            "counting:Lever",
             ["behavior.entropy=0", "optimizer.learning_rate=0.01", "optimizer.warmup=1", "ratio=16"],
             "the policy hardly varies any more",
         ),
@@ -175,6 +159,20 @@ class Lever(gymnasium.Env):
 )
 def test_runs_that_are_broken_on_purpose(tmp_path, monkeypatch, task, settings, said):
     assert any(said in line for line in said_by(tmp_path, monkeypatch, task, *settings))
+
+
+def test_a_run_whose_values_no_episode_bears_out(tmp_path, monkeypatch):
+    """It learns from twenty times the reward that its episodes give."""
+    real = loop.tensors
+
+    def broken(rows):
+        seen = real(rows)
+        return seen | {"reward": 20 * seen["reward"]}
+
+    monkeypatch.setattr(loop, "tensors", broken)
+    settings = ["optimizer.learning_rate=0.01", "optimizer.warmup=1", "ratio=16"]
+    said = said_by(tmp_path, monkeypatch, "counting:Lever", *settings)
+    assert any("the critic expects" in line for line in said), said
 
 
 RESULTS = Path(__file__).parents[1] / "runs" / "results"
