@@ -442,9 +442,13 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     LIST is a CSV with the columns task and seed and, where wanted, size, ratio, frames and settings. Runs that are
     finished are left alone, interrupted ones go on. The exit code is 1 if one ended by an error.
     """
+    import signal
+
     from .batch import Batch, read
     from .logger import Terminal
 
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has it ignore the first
+        signal.signal(name, signal.default_int_handler)
     work = Batch(read(file), runs, results, at_once, minutes, device, Terminal().say)
     if work.work():
         raise SystemExit(1)
