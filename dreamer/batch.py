@@ -59,7 +59,7 @@ class Entry:
     def name(self) -> str:
         """Of its folder."""
         config = self.config
-        words = [self.task.replace("/", "-").replace(":", "-"), config.size, f"ratio{config.ratio:g}"]
+        words = [configs.file_name(self.task), config.size, f"ratio{config.ratio:g}"]
         others = "-".join(re.sub(r"[^\w.]+", "-", setting) for setting in self.settings)
         if others:  # some file systems allow 255 bytes, all in all
             words.append(others if len(others) < 100 else hashlib.sha256(others.encode()).hexdigest()[:12])

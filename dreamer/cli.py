@@ -158,8 +158,9 @@ def _is_without_gpu(config: "Config") -> bool:
 
 
 def _new_folder(config: "Config") -> Path:
-    name = config.task.replace("/", "-").replace(":", "-")
-    return Path("runs") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from . import config as configs
+
+    return Path("runs") / f"{configs.file_name(config.task)}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 @main.command()

@@ -175,6 +175,11 @@ CHOICES = {
 }
 
 
+def file_name(task: str) -> str:
+    """A task's name as a part of a file's."""
+    return task.replace("/", "-").replace(":", "-")
+
+
 def may_change(key: str) -> bool:
     """Whether a setting may differ when a run goes on: it does not change what is learned from a row."""
     return key in ("frames", "replay.capacity") or key.startswith("run.")

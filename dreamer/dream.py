@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import distributions as dist
 from .agent import Agent
-from .rssm import State
+from .evaluate import shares
+from .rssm import State, stack
 from .train import Environments, tensors
 
 
@@ -142,11 +143,6 @@ class Dream:
         return stack(states)
 
 
-def stack(states: list[State]) -> State:
-    """Along a new first axis."""
-    return State(torch.stack([state.deter for state in states]), torch.stack([state.stoch for state in states]))
-
-
 def record(
     agent: Agent,
     environments: Environments,
@@ -164,7 +160,7 @@ def record(
         report: is told how far it is.
     """
     count = len(environments)
-    quota = [episodes // count + (i < episodes % count) for i in range(count)]
+    quota = shares(episodes, count)
     open_ = [_Open() for _ in range(count)]
     done: list[list[Episode]] = [[] for _ in range(count)]
     memory = agent.start(count)

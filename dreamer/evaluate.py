@@ -65,7 +65,7 @@ def evaluate(
     if episodes < 1:
         raise UserMistake(f"{episodes} episodes leave nothing to score; give 1 or more")
     count = len(environments)
-    quota = [episodes // count + (i < episodes % count) for i in range(count)]
+    quota = shares(episodes, count)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(count)]
     score, length = np.zeros(count), np.zeros(count, int)
     memory = agent.start(count)
@@ -83,6 +83,11 @@ def evaluate(
                 finished[i].append((float(score[i]), int(length[i])))
     played = [episode for done in finished for episode in done]
     return Scores(tuple(score for score, _ in played), tuple(length for _, length in played))
+
+
+def shares(episodes: int, count: int) -> list[int]:
+    """How many of the episodes each of `count` environments plays."""
+    return [episodes // count + (i < episodes % count) for i in range(count)]
 
 
 def _pictures(environments: Environments, rows: Rows) -> list[np.ndarray]:

@@ -31,6 +31,13 @@ class State(NamedTuple):
         return State(self.deter.flatten(0, 1), self.stoch.flatten(0, 1))
 
 
+def stack(states: list[State], axis: int = 0) -> State:
+    """States along a new axis."""
+    return State(
+        torch.stack([state.deter for state in states], axis), torch.stack([state.stoch for state in states], axis)
+    )
+
+
 class Offsets(NamedTuple):
     """What is added to the products of a step: their biases, (width,) for all rows alike or (N, width)."""
 
@@ -259,8 +266,7 @@ class RSSM(nn.Module):
             states.append(state)
             logits.append(logit)
             inputs.append(used)
-        stacked = State(torch.stack([s.deter for s in states]), torch.stack([s.stoch for s in states]))
-        return state, stacked, torch.stack(logits), Inputs(*(torch.stack(x) for x in zip(*inputs)))
+        return state, stack(states), torch.stack(logits), Inputs(*(torch.stack(x) for x in zip(*inputs)))
 
     def imagine_step(self, weights: Recurrence, state: State, action: Tensor, uniform: Tensor) -> State:
         """A sample of the prior for the next step, after a raw action (N, A); `uniform` is (N, S)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from .agent import Agent
 from .errors import UserMistake
 from .replay import Batch
-from .rssm import State
+from .rssm import State, stack
 
 CONTEXT = 5  # steps that the model sees before it is on its own
 MARK = np.array([60, 200, 90], np.uint8)  # the bar over frames that the model has seen
@@ -45,8 +45,7 @@ def open_loop(agent: Agent, batch: Batch, context: int = CONTEXT) -> dict[str, T
         states = [State(posterior.deter[:, t], posterior.stoch[:, t]) for t in range(context)]
         for t in range(context, length):
             states.append(rssm.imagine_step(weights, states[-1], batch.prev_action[:, t], uniform[:, t]))
-        stacked = State(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
-        return decoder.predict(decoder(rssm.feature(stacked)))
+        return decoder.predict(decoder(rssm.feature(stack(states, 1))))
 
 
 def comparison(truth: Tensor, prediction: Tensor, context: int = CONTEXT) -> np.ndarray:
