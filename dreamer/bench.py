@@ -23,7 +23,7 @@ from .config import Config
 from .health import Health
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_freed_memory, limit_threads, why_not_compile
-from .replay import Replay, Transition
+from .replay import Replay, Transition, new_replay
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import Counters, Environments, Observer, train
@@ -167,8 +167,8 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
 def random_replay(config: Config, observation: ObservationSpec, action: ActionSpec, streams: int) -> Replay:
     """Rows of random numbers, enough for a batch of different sequences."""
     rows = config.replay.length + 1 + 2 * config.replay.batch * config.replay.length // streams
-    replay = _empty_replay(config, observation, action, streams, rows)
-    model, generator = config.model, replay.generator
+    model, generator = config.model, torch.Generator().manual_seed(0)
+    replay = new_replay(config, observation, action, streams, streams * rows, generator)
     for row in range(rows):
         is_first = torch.full((streams,), row % EPISODE == 0)
         is_last = torch.full((streams,), row % EPISODE == EPISODE - 1)
@@ -185,20 +185,6 @@ def random_replay(config: Config, observation: ObservationSpec, action: ActionSp
             )
         )
     return replay
-
-
-def _empty_replay(config: Config, observation: ObservationSpec, action: ActionSpec, streams: int, rows: int) -> Replay:
-    """For so many rows of each stream."""
-    model = config.model
-    return Replay(
-        observation,
-        action.width,
-        (model.deter, model.stoch, model.classes),
-        streams=streams,
-        capacity=streams * rows,
-        length=config.replay.length,
-        generator=torch.Generator().manual_seed(0),
-    )
 
 
 def random_observation(spec: ObservationSpec, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -311,7 +297,8 @@ def _steps_per_second(environments: Environments, spec: ActionSpec) -> float:
 def _collected_per_second(config: Config, agent: Agent, environments: Environments) -> float:
     """By the training loop itself, at a ratio at which no update is ever due."""
     rows = config.replay.length + 1
-    replay = _empty_replay(config, agent.observation_spec, agent.action_spec, len(environments), rows)
+    streams, generator = len(environments), torch.Generator().manual_seed(0)
+    replay = new_replay(config, agent.observation_spec, agent.action_spec, streams, streams * rows, generator)
     return _loop(replace(config, ratio=1e-12), agent, environments, replay, (), STEP_SECONDS)
 
 

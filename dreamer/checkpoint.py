@@ -199,6 +199,11 @@ class Checkpoint:
         for problem in problems.values():
             raise CheckpointError(problem)
 
+    @property
+    def rows(self) -> int:
+        """Agent steps that it has seen."""
+        return int(self.manifest["counters"]["rows"])
+
     def state(self) -> dict[str, Any]:
         """What was given to `save`."""
         return self._content["state"]
@@ -256,7 +261,7 @@ class RunFolder:
     def rows(self) -> int:
         """Agent steps that the newest checkpoint has seen; 0 if that cannot be told."""
         with contextlib.suppress(CheckpointError, KeyError, TypeError, ValueError):
-            return int(Checkpoint(self.path, NEWEST).manifest["counters"]["rows"])
+            return Checkpoint(self.path, NEWEST).rows
         return 0
 
     @property
@@ -449,12 +454,14 @@ class RunFolder:
         self._good = found.manifest
         return found
 
-    def load_agent(self, device: str = "auto", seed: int = 0, say: Say = warnings.warn) -> Agent:
-        """The agent of the newest checkpoint, to act; `seed` is of the actions that it samples."""
+    def load_agent(
+        self, device: str = "auto", seed: int = 0, say: Say = warnings.warn, checkpoint: Checkpoint | None = None
+    ) -> Agent:
+        """The agent of a checkpoint, by default the newest, to act; `seed` is of the actions that it samples."""
         config, chosen = self.config(), choose_device(device)
         observation, action = self.spaces()
         agent = Agent(config, observation, action, chosen, choose_dtype(config.run.precision, chosen))
-        agent.load_state_dict(self.newest(say=say).state()["agent"])
+        agent.load_state_dict((checkpoint or self.newest(say=say)).state()["agent"])
         agent.generator.manual_seed(seed)
         return agent
 

@@ -348,6 +348,7 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
     from .checkpoint import RunFolder
     from .machine import limit_threads
     from .play import Server, Stage
+    from .run import check_spaces
 
     limit_threads()
     folder = RunFolder(run)
@@ -355,6 +356,7 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
     options = _options(config, drawn=True)
     environment = own_envs().make(config.task, **options)
     try:
+        check_spaces(folder, environment)
         server = Server(Stage(agent, environment, seed), f"{config.task}, dreamt", port)
         click.echo(f"Open {server.address} in a browser; Ctrl-C ends it.")
         server.run()

@@ -15,7 +15,7 @@ PAIRS = [
     ("g", "t"),
     ("j", "l"),
 ]
-ROWS = ["1234567890", "yuioxczqe"]  # one for each choice among several
+KEYS = "1234567890yuioxczqek"  # for choices among several, as many as each has, and for what has no pair
 JOYSTICK = {"UP": "ArrowUp", "RIGHT": "ArrowRight", "LEFT": "ArrowLeft", "DOWN": "ArrowDown", "FIRE": " "}
 NAMES = {"ArrowLeft": "←", "ArrowRight": "→", "ArrowUp": "↑", "ArrowDown": "↓", " ": "space"}
 
@@ -32,26 +32,45 @@ class Controls:
         self._spec, self._meanings = spec, list(meanings)
         self._chosen: dict[tuple[str, int], int] = {}  # what a choice of two keeps while no key is pressed
         self.legend: list[str] = []
-        pairs, rows = iter(PAIRS), iter(ROWS)
+        self._free, self._free_pairs = list(KEYS), list(PAIRS)
         self._pairs: dict[tuple[str, int], tuple[str, str]] = {}
         self._rows: dict[tuple[str, int], str] = {}
+        without: list[str] = []
         for part in spec.parts:
             if part.classes and self._is_joystick(part):
-                keys = [NAMES[key] for name, key in JOYSTICK.items() if any(name in each for each in self._meanings)]
-                self.legend.append(" ".join(keys))
+                moves = [NAMES[key] for name, key in JOYSTICK.items() if any(name in each for each in self._meanings)]
+                self.legend.append(" ".join(moves))
                 continue
             for i in range(len(part.classes) or part.size):
-                self._assign(part, i, next(pairs, None), next(rows, None) if part.classes else None)
+                name = part.key if max(len(part.classes), part.size) == 1 else f"{part.key} {i}"
+                keys, wanted = self._assign(part, i)
+                if keys:
+                    self.legend.append(f"{name}: {' '.join(NAMES.get(key, key) for key in keys)}")
+                if len(keys) < wanted:
+                    without.append(f"{wanted - len(keys)} choices of {name}" if keys else name)
+        if len(without) > 3:
+            without = [f"{without[0]} and {len(without) - 1} others"]
+        if without:
+            self.legend.append(f"no keys are left for {', '.join(without)}")
 
-    def _assign(self, part: ActionPart, i: int, pair: tuple[str, str] | None, row: str | None) -> None:
-        name = part.key if max(len(part.classes), part.size) == 1 else f"{part.key} {i}"
+    def _assign(self, part: ActionPart, i: int) -> tuple[Sequence[str], int]:
+        """The keys that it gets, and how many it would need."""
         if part.classes and part.classes[i] > 3:
-            if row:
-                self._rows[part.key, i] = row
-                self.legend.append(f"{name}: {' '.join(row[: part.classes[i]])}")
-        elif pair:
-            self._pairs[part.key, i] = pair
-            self.legend.append(f"{name}: {NAMES.get(pair[0], pair[0])} {NAMES.get(pair[1], pair[1])}")
+            row = "".join(self._free[: part.classes[i]])
+            del self._free[: part.classes[i]]
+            self._rows[part.key, i] = row
+            return row, part.classes[i]
+        if not self._free_pairs:
+            self._free_pairs = list(zip(self._free[::2], self._free[1::2]))
+            self._free = []
+        if not self._free_pairs:
+            return (), 2
+        self._pairs[part.key, i] = self._free_pairs.pop(0)
+        return self._pairs[part.key, i], 2
+
+    def rest(self) -> None:
+        """Forget what was chosen, as at the beginning of an episode."""
+        self._chosen.clear()
 
     def _is_joystick(self, part: ActionPart) -> bool:
         return len(part.classes) == 1 and len(self._meanings) == part.classes[0] > 1
@@ -76,7 +95,7 @@ class Controls:
     def _choice(self, part: ActionPart, i: int, classes: int, keys: Collection[str]) -> int:
         place = part.key, i
         if row := self._rows.get(place):
-            return next((row.index(key) for key in keys if key in row[:classes]), 0)
+            return next((row.index(key) for key in keys if key in row), 0)
         push = round(self._push(part, i, keys))
         if classes == 3:  # the middle one is at rest
             return 1 + push

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import distributions as dist
 from .agent import Agent
+from .bootstrap import Line, Resample, rank_correlation
 from .dream import Dream, Episode
 from .errors import UserMistake
 from .out_of_view import TASK as COVER
@@ -26,11 +27,9 @@ from .spaces import ObservationSpec
 
 HORIZON = 100
 LONGEST = 2000  # rows after which an episode is watched no longer
-LEAST_EPISODES = 5  # that must reach a step, or all if there are fewer: an interval of one or two tells nothing
 MOMENTS = 200  # over all episodes; a third of it where there are images
 DREAMS = 19  # so that their extremes are an interval of 90 %, and the middle eleven one of 50 %
 LEVELS = {"90 %": 1, "50 %": 5}  # nominal coverage, and the how many-th dream from either end bounds it
-RESAMPLES = 1000
 FIT = 15  # steps over which the rate of errors is fitted
 EVERY = 4  # rows and columns of images that are looked at for the spread of dreams
 LIVELY = 2.0  # of 255: the standard deviation from which on a pixel is not background
@@ -39,13 +38,29 @@ CHUNK = 512  # states that are decoded at once
 REWARD, GOES_ON = "reward", "goes on"
 
 
-@dataclass(frozen=True)
-class Line:
-    """A mean over moments at steps 1 to H, and its interval; NaN where no moment has a step so far ahead."""
+def trusted(better: np.ndarray) -> int:
+    """The last step at which the model is better (H,), as it is at most steps up to there; 0 if there is none.
 
-    mean: np.ndarray  # (H,)
-    low: np.ndarray
-    high: np.ndarray
+    Not at all of them: where things come and go in step, what was seen last is right again and again.
+    """
+    steps = np.arange(1, len(better) + 1)
+    found = steps[better & (2 * np.cumsum(better) > steps)]
+    return int(found[-1]) if len(found) else 0
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a vector by itself: its mean errors (H,), named as in `Errors`."""
+
+    model: np.ndarray
+    repeat: np.ndarray
+    mean: np.ndarray
+    is_constant: bool
+    better: np.ndarray
+
+    @property
+    def trusted(self) -> int:
+        return trusted(self.better)
 
 
 @dataclass(frozen=True)
@@ -59,20 +74,16 @@ class Errors:
     mean: Line  # of the mean of all that was seen
     is_constant: bool  # never changes: there is nothing to forecast
     better: np.ndarray  # (H,) bool, the model better than both others with 95 % confidence
+    single_better: np.ndarray  # the same of a single dream
     rate: float  # of what the model knows more than the mean does, the share that a step loses; NaN if it is not more
     implied: np.ndarray  # (H,) the error that this rate comes to, compounded
     covered: dict[str, Line]  # by nominal share: how often the truth lay between the dreams; empty for integers
     spread: Line  # the dreams' deviation over their mean's error, both as root mean squares; 1 where they are right
+    numbers: list[Number]  # of a vector of several, each by itself; else empty
 
     @property
     def trusted(self) -> int:
-        """The last step at which the model is better, as it is at most steps up to there; 0 if there is none.
-
-        Not at all of them: where things come and go in step, what was seen last is right again and again.
-        """
-        steps = np.arange(1, len(self.better) + 1)
-        found = steps[self.better & (2 * np.cumsum(self.better) > steps)]
-        return int(found[-1]) if len(found) else 0
+        return trusted(self.better)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,16 @@ class Values:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """The chance to go on that the model gives, NaN where there is nothing to average."""
+
+    count: int  # episodes that really ended
+    seen: float  # at their last row, having seen it
+    expected: float  # the same one step before, by the action that was taken
+    elsewhere: float  # at all other rows, having seen them
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """All that was measured."""
 
@@ -103,19 +124,33 @@ class Diagnosis:
     drift: Line  # KL of the posterior with the prior of the dream, nats
     one_step: float  # the same KL where the model has seen all that came before
     values: Values
+    ends: Ends
     out_of_view: list[Returns]  # of the task that asks for it, else empty
 
     @property
     def trusted(self) -> int:
         """Steps: the least over all observations that change."""
-        ends = [e.trusted for key, e in self.errors.items() if key not in (REWARD, GOES_ON) and not e.is_constant]
-        return min(ends, default=0)
+        return min((errors.trusted for errors in self._observed()), default=0)
+
+    @property
+    def single_trusted(self) -> int:
+        """The same of a single dream, which is what the policy learns from."""
+        return min((trusted(errors.single_better) for errors in self._observed()), default=0)
+
+    def _observed(self) -> list[Errors]:
+        return [e for key, e in self.errors.items() if key not in (REWARD, GOES_ON) and not e.is_constant]
 
     def to_json(self) -> dict[str, Any]:
         result = _plain(asdict(self))
         for key, errors in self.errors.items():
             result["errors"][key]["trusted"] = errors.trusted
-        return result | {"trusted_horizon": self.trusted, "imagination_is_inside": self.trusted >= self.imagination}
+            for number, plain in zip(errors.numbers, result["errors"][key]["numbers"]):
+                plain["trusted"] = number.trusted
+        return result | {
+            "trusted_horizon": self.trusted,
+            "trusted_horizon_of_a_single_dream": self.single_trusted,
+            "imagination_is_inside": self.trusted >= self.imagination,
+        }
 
 
 def diagnose(
@@ -150,8 +185,7 @@ def diagnose(
         for number, episode in enumerate(episodes)
         for row in sorted(generator.choice(len(episode) - 1, min(count, len(episode) - 1), replace=False))
     ]
-    means = {key: np.mean(np.concatenate([_series(e, key) for e in episodes]), 0) for key in _keys(spec)}
-    tally = {key: _Tally(key, spec, episodes, means[key], len(moments), horizon) for key in _keys(spec)}
+    tally = {key: _Tally(key, spec, episodes, len(moments), horizon) for key in _keys(spec)}
     posterior = [_posterior(dream, episode) for episode in episodes]
     drift = np.full((len(moments), horizon), np.nan)
 
@@ -190,6 +224,7 @@ def diagnose(
         drift=resample.line(drift),
         one_step=float(torch.cat(one_step).mean()),
         values=_values(dream, episodes, agent.world_model.discount, generator),
+        ends=_ends(dream, episodes),
         out_of_view=out_of_view(agent, episodes, seed) if task == COVER else [],
     )
 
@@ -223,36 +258,30 @@ def _gather(episodes: Sequence[Episode], moments: Sequence[tuple[int, int]]) -> 
 def _read(dream: Dream, state: State, here: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """What the states of moments mean, some at a time: which, and (n, DREAMS, ...) of each quantity."""
     few = max(1, CHUNK // DREAMS)
-    images = dream.agent.observation_spec.images
     for first in range(0, len(here), few):
         part = slice(first * DREAMS, (first + few) * DREAMS)
         moment = dream.read(State(state.deter[part], state.stoch[part]))
-        found = {key: value * 255 if key in images else value for key, value in moment.observation.items()}
-        found |= {REWARD: moment.reward, GOES_ON: moment.goes_on}
+        found = moment.observation | {REWARD: moment.reward, GOES_ON: moment.goes_on}
         yield here[first : first + few], {key: value.unflatten(0, (-1, DREAMS)) for key, value in found.items()}
 
 
 class _Tally:
     """The errors of one quantity at all moments and steps, as they come."""
 
-    def __init__(
-        self,
-        key: str,
-        spec: ObservationSpec,
-        episodes: Sequence[Episode],
-        mean: np.ndarray,
-        moments: int,
-        horizon: int,
-    ):
+    def __init__(self, key: str, spec: ObservationSpec, episodes: Sequence[Episode], moments: int, horizon: int):
         self._is_class = key in spec.integers
         self._has_spread = key in spec.images or key in spec.floats  # what is read off as one number has none
         self._unit = "of 255" if key in spec.images else "share wrong" if self._is_class else ""
         self._series = [_series(episode, key) for episode in episodes]
-        everything = np.concatenate(self._series)
         if self._is_class:  # the most frequent class
-            mean = np.array([np.bincount(column).argmax() for column in everything.T])
-        self._mean = mean
-        self._picked = _picked(everything, key in spec.images)
+            self._mean = np.array([np.bincount(column).argmax() for column in np.concatenate(self._series).T])
+        else:
+            self._mean = _mean(self._series)
+        self._picked = _picked(self._series, self._mean, key in spec.images)
+        apart = 0 if key in spec.images or self._mean.size == 1 else self._mean.size
+        self._apart = {
+            name: np.full((moments, horizon, apart), np.nan, np.float32) for name in ("model", "repeat", "mean")
+        }
         self._found = {
             name: np.full((moments, horizon), np.nan)
             for name in ("model", "single", "repeat", "mean", "variance", "square", *LEVELS)
@@ -265,12 +294,16 @@ class _Tally:
         truth = np.stack([self._series[number][row + step] for number, row in places]).astype(np.float32)
         last = np.stack([self._series[number][row] for number, row in places])
         together = torch.mode(forecast.cpu(), 1).values.numpy() if self._is_class else dreams.mean(1)
-        found = {
-            "model": self._error(together, truth),
-            "single": self._error(dreams, truth[:, None], lead=2).mean(1),
-            "repeat": self._error(last, truth),
-            "mean": self._error(self._mean, truth),
+        off = {
+            "model": self._off(together, truth),
+            "repeat": self._off(last, truth),
+            "mean": self._off(self._mean, truth),
         }
+        found = {name: self._error(each) for name, each in off.items()}
+        found["single"] = self._error(self._off(dreams, truth[:, None]), lead=2).mean(1)
+        for name, each in off.items():
+            if self._apart[name].size:
+                self._apart[name][part, step - 1] = each.reshape(len(part), -1)
         if self._has_spread and self._picked.any():
             shape = (len(part), DREAMS, -1)
             flat, real = dreams.reshape(shape)[..., self._picked], truth.reshape(len(part), -1)[:, None, self._picked]
@@ -284,42 +317,68 @@ class _Tally:
         for name, values in found.items():
             self._found[name][part, step - 1] = values
 
-    def _error(self, forecast: np.ndarray, truth: np.ndarray, lead: int = 1) -> np.ndarray:
-        """Over all but the first `lead` axes."""
-        if self._is_class:
-            wrong = (forecast != truth).astype(np.float32)
-            return wrong.reshape(*wrong.shape[:lead], -1).mean(-1)
-        squares = np.square(forecast - truth)
-        return np.sqrt(squares.reshape(*squares.shape[:lead], -1).mean(-1))
+    def _off(self, forecast: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """By how much, of each number; whether at all, of classes."""
+        return (forecast != truth).astype(np.float32) if self._is_class else np.abs(forecast - truth)
 
-    def errors(self, resample: "Resample") -> Errors:
+    def _error(self, off: np.ndarray, lead: int = 1) -> np.ndarray:
+        """Over all but the first `lead` axes."""
+        off = off.reshape(*off.shape[:lead], -1)
+        return off.mean(-1) if self._is_class else np.sqrt(np.square(off).mean(-1))
+
+    def errors(self, resample: Resample) -> Errors:
         found = self._found
-        better = resample.is_less(found["model"], found["repeat"]) & resample.is_less(found["model"], found["mean"])
         lines = {name: resample.line(found[name]) for name in ("model", "single", "repeat", "mean")}
         rate, implied = compounded(lines["model"].mean, lines["mean"].mean)
         return Errors(
             unit=self._unit,
             **lines,
-            is_constant=not np.nanmax(found["repeat"]) > 0,
-            better=better,
+            is_constant=_is_constant(found["repeat"]),
+            better=_is_better(resample, found, "model"),
+            single_better=_is_better(resample, found, "single"),
             rate=rate,
             implied=implied,
             covered={level: resample.line(found[level]) for level in LEVELS} if self._has_spread else {},
             spread=_root(resample.line(found["variance"], found["square"])),
+            numbers=[self._number(i, resample) for i in range(self._apart["model"].shape[-1])],
         )
+
+    def _number(self, i: int, resample: Resample) -> Number:
+        found = {name: values[..., i] for name, values in self._apart.items()}
+        return Number(
+            **{name: resample.line(values).mean for name, values in found.items()},
+            is_constant=_is_constant(found["repeat"]),
+            better=_is_better(resample, found, "model"),
+        )
+
+
+def _is_constant(repeat: np.ndarray) -> bool:
+    """Whether what was seen last is always right."""
+    return not np.nanmax(repeat) > 0
+
+
+def _is_better(resample: Resample, found: dict[str, np.ndarray], name: str) -> np.ndarray:
+    return resample.is_less(found[name], found["repeat"]) & resample.is_less(found[name], found["mean"])
+
+
+def _mean(series: Sequence[np.ndarray]) -> np.ndarray:
+    """Over the rows of all, which would be large in one piece."""
+    return np.sum([each.sum(0, dtype=float) for each in series], 0) / sum(map(len, series))
 
 
 def _root(line: Line) -> Line:
     return Line(np.sqrt(line.mean), np.sqrt(line.low), np.sqrt(line.high))
 
 
-def _picked(everything: np.ndarray, is_image: bool) -> np.ndarray:
+def _picked(series: Sequence[np.ndarray], mean: np.ndarray, is_image: bool) -> np.ndarray:
     """Which numbers of a row (n,) bool are looked at for the spread of dreams: of images, some that change."""
     if not is_image:
-        return np.ones(everything[0].size, bool)
-    grid = np.zeros(everything.shape[1:], bool)
-    grid[::EVERY, ::EVERY] = True
-    return (grid & (everything.astype(np.float32).std(0) > LIVELY)).reshape(-1)
+        return np.ones(mean.size, bool)
+    some = np.s_[::EVERY, ::EVERY]
+    variance = _mean([np.square(each[:, ::EVERY, ::EVERY] - mean[some]) for each in series])
+    grid = np.zeros(mean.shape, bool)
+    grid[some] = variance > LIVELY**2
+    return grid.reshape(-1)
 
 
 def compounded(model: np.ndarray, mean: np.ndarray) -> tuple[float, np.ndarray]:
@@ -337,53 +396,6 @@ def compounded(model: np.ndarray, mean: np.ndarray) -> tuple[float, np.ndarray]:
     slope, start = np.polyfit(steps[use], np.log(lead[use]), 1)
     slope = min(slope, 0.0)
     return float(1 - np.exp(slope)), mean * (1 - np.exp(start + slope * steps))
-
-
-class Resample:
-    """Bootstrap over episodes.
-
-    Args:
-        numbers: (N,) the episode of each moment.
-        episodes: how many there are.
-    """
-
-    def __init__(self, numbers: np.ndarray, episodes: int, generator: np.random.Generator):
-        self._member = np.eye(episodes)[numbers].T  # (E, N)
-        self._weights = generator.multinomial(episodes, np.full(episodes, 1 / episodes), RESAMPLES)  # (R, E)
-
-    def line(self, values: np.ndarray, divisor: np.ndarray | None = None) -> Line:
-        """The mean of values (N, H), or the ratio of two means."""
-        above, below = self._sums(values, divisor)
-        with np.errstate(all="ignore"):
-            mean = above.sum(0) / below.sum(0)
-            means = (self._weights @ above) / (self._weights @ below)
-        low, high = np.where(self._enough(values), _quantiles(means, [0.025, 0.975]), np.nan)
-        return Line(mean, low, high)
-
-    def _enough(self, values: np.ndarray) -> np.ndarray:
-        """(H,) whether enough episodes reach a step."""
-        episodes = (self._member @ ~np.isnan(values) > 0).sum(0)
-        return episodes >= min(LEAST_EPISODES, len(self._member))
-
-    def is_less(self, values: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """(H,) whether the mean of the first is less with 95 % confidence."""
-        above, below = self._sums(values - others, None)
-        with np.errstate(all="ignore"):
-            means = (self._weights @ above) / (self._weights @ below)
-        return (_quantiles(means, [0.95])[0] < 0) & self._enough(values)
-
-    def _sums(self, values: np.ndarray, divisor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        there = ~np.isnan(values)
-        below = there.astype(float) if divisor is None else np.where(there, divisor, 0.0)
-        return self._member @ np.where(there, values, 0.0), self._member @ below
-
-
-def _quantiles(means: np.ndarray, levels: list[float]) -> np.ndarray:
-    """Along the first axis; NaN where all are, else of those that are not."""
-    result = np.full((len(levels), means.shape[1]), np.nan)
-    there = ~np.isnan(means).all(0)
-    result[:, there] = np.nanquantile(means[:, there], levels, axis=0)
-    return result
 
 
 def _values(dream: Dream, episodes: Sequence[Episode], discount: float, generator: np.random.Generator) -> Values:
@@ -412,28 +424,22 @@ def _values(dream: Dream, episodes: Sequence[Episode], discount: float, generato
     )
 
 
-def rank_correlation(
-    x: np.ndarray, y: np.ndarray, numbers: np.ndarray, groups: int, generator: np.random.Generator
-) -> tuple[float, float, float]:
-    """Spearman's, of (n,) and (n,), and its bootstrap interval over the groups that `numbers` (n,) names."""
-    a, b = _ranks(x), _ranks(y)
-    sums = np.stack([np.bincount(numbers, each, groups) for each in (np.ones(len(a)), a, b, a * a, b * b, a * b)], 1)
-    weights = generator.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
-
-    def correlation(total: np.ndarray) -> np.ndarray:
-        n, sa, sb, saa, sbb, sab = np.moveaxis(total, -1, 0)
-        with np.errstate(all="ignore"):
-            return (sab / n - sa * sb / n**2) / np.sqrt((saa / n - (sa / n) ** 2) * (sbb / n - (sb / n) ** 2))
-
-    low, high = _quantiles(correlation(weights @ sums)[:, None], [0.025, 0.975])[:, 0]
-    return float(correlation(sums.sum(0))), float(low), float(high)
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """From -1/2 to 1/2; equal ones share their mean rank."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - (counts - 1) / 2)[inverse] - (len(x) + 1) / 2) / len(x)
+def _ends(dream: Dream, episodes: Sequence[Episode]) -> Ends:
+    ended = [episode for episode in episodes if episode.is_terminal]
+    goes_on = [dream.outcome(episode.state)[1].cpu() for episode in episodes]
+    seen = [each[-1] for each, episode in zip(goes_on, episodes) if episode.is_terminal]
+    others = [each[: len(each) - episode.is_terminal] for each, episode in zip(goes_on, episodes)]
+    expected = float("nan")
+    if ended:
+        before = _gather(ended, [(i, len(episode) - 2) for i, episode in enumerate(ended)])
+        actions = torch.stack([episode.action[-2] for episode in ended]).repeat_interleave(DREAMS, 0)
+        expected = float(dream.outcome(dream.step(before, actions))[1].mean())
+    return Ends(
+        count=len(ended),
+        seen=float(torch.stack(seen).mean()) if ended else float("nan"),
+        expected=expected,
+        elsewhere=float(torch.cat(others).mean()),
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -40,7 +40,7 @@ class Episode:
 class Moment(NamedTuple):
     """What the model reads off N states."""
 
-    observation: dict[str, Tensor]  # (N, ...) of each key in its own units, images in [0, 1]
+    observation: dict[str, Tensor]  # (N, ...) of each key in its own units, images float from 0 to 255
     reward: Tensor  # (N,) expected, arriving with the state
     goes_on: Tensor  # (N,) probability that the episode does not end there
     value: Tensor  # (N,) expected discounted return of what follows
@@ -99,6 +99,8 @@ class Dream:
         decoder = self.agent.world_model.decoder
         reward, goes_on = self.outcome(state)
         observation = decoder.predict(decoder(self.agent.world_model.rssm.feature(state)))
+        for key in self.agent.observation_spec.images:
+            observation[key] = observation[key].float().clamp(0, 1) * 255
         return Moment(observation, reward, goes_on, self.value(state))
 
     @torch.no_grad()

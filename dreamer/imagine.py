@@ -10,10 +10,9 @@ import torch
 
 from . import video
 from .agent import Agent
-from .dream import Dream, Episode, Moment
+from .dream import Dream, Episode
 from .errors import UserMistake
 from .rssm import State
-from .spaces import ObservationSpec
 from .video import to_rgb
 
 FORMATS = (".gif", ".mp4", ".png")
@@ -68,7 +67,7 @@ def scene(agent: Agent, episode: Episode, begin: int, context: int, horizon: int
         observation={key: value[rows_there] for key, value in episode.observation.items()},
         reward=episode.reward[rows_there],
         goes_on=episode.goes_on[rows_there],
-        dream=_in_units(moment, agent.observation_spec),
+        dream={key: value.float().cpu().numpy() for key, value in moment.observation.items()},
         dream_reward=moment.reward.cpu().numpy(),
         dream_goes_on=moment.goes_on.cpu().numpy(),
         begin=begin,
@@ -88,11 +87,6 @@ def scenes(
         begin = int(generator.integers(room + 1))
         result.append(scene(agent, episode, begin, context, horizon, free, seed))
     return result
-
-
-def _in_units(moment: Moment, spec: ObservationSpec) -> dict[str, np.ndarray]:
-    values = {key: value.float().cpu().numpy() for key, value in moment.observation.items()}
-    return {key: value * 255 if key in spec.images else value for key, value in values.items()}
 
 
 # Pictures ----------------------------------------------------------------------------------------------
@@ -210,11 +204,11 @@ class _Picture:
             panel.set_title(f"step {step}")
 
     def _draw_curve(self, panel: Any, name: str, scene: Scene, truth: np.ndarray, dream: np.ndarray) -> None:
-        panel.axvspan(0, scene.context - 1, color=SEEN, alpha=0.18, lw=0)
+        panel.axvspan(-0.5, scene.context - 0.5, color=SEEN, alpha=0.18, lw=0)
         panel.plot(np.arange(len(truth)), truth, color=TRUTH, lw=1.2)
         panel.plot(np.arange(len(dream)), dream, color=DREAM, lw=1.2)
         panel.set_title(name)
-        panel.set_xlim(0, scene.steps - 1)
+        panel.set_xlim(-0.5, scene.steps - 0.5)
         panel.margins(y=0.12)
         panel.grid(alpha=0.2, lw=0.5)
         if not self._is_sheet:
@@ -249,7 +243,7 @@ def _moments(steps: int) -> list[int]:
 
 def _image_rows(scene: Scene, key: str) -> dict[str, np.ndarray]:
     """Pictures (C + H, H, W, 3) uint8 by name."""
-    dream = scene.dream[key].clip(0, 255)
+    dream = scene.dream[key]
     truth = np.zeros_like(dream)
     truth[: len(scene.observation[key])] = scene.observation[key]
     rows = {"truth": truth, "dream": dream}

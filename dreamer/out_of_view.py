@@ -88,7 +88,7 @@ def _judge(dream: Dream, episode: Episode, last: int, back: int) -> tuple[bool, 
     actions = episode.action[last:back].unsqueeze(1).expand(-1, DREAMS, -1)
     states = dream.follow(start, actions)
     expected = dream.read(State(states.deter[-1], states.stoch[-1])).observation["image"]
-    forecast = expected.float().mean(0).cpu().numpy() * 255
+    forecast = expected.mean(0).cpu().numpy()
     ball = visible(picture[None])[0]
     columns = np.flatnonzero(ball.any(0))
     bands = np.stack([forecast[row : row + BALL, columns].mean((0, 1)) for row in ROWS])  # (rows, 3)

@@ -23,6 +23,8 @@ from .dream import Dream
 from .errors import UserMistake
 from .video import to_rgb
 
+LONGEST = 10_000  # steps of a dream: all of them are kept, to go back to
+
 
 class Stage:
     """A dream and the real environment, which get the same actions.
@@ -48,15 +50,22 @@ class Stage:
     def reset(self, next_episode: bool = True) -> None:
         """Begin anew; what is shown first, in the dream and beside it, is what the real environment began with."""
         self._seed += next_episode
+        self.controls.rest()
         self._actions: list[np.ndarray] = []  # flat, of each step of the dream
         self._real = [self._begin()]
         self._is_at = 0  # how many of the actions the environment has taken
-        observation = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in self._real[0]["seen"].items()}
+        observation = {key: torch.from_numpy(np.array(value)[None]) for key, value in self._first.items()}
         flag = torch.zeros(1, dtype=torch.bool)
         self._states = [self.agent.act(observation, ~flag, flag, self.agent.start(1)).state]
 
     def step(self, keys: Collection[str] = (), agent: bool = False) -> None:
-        """One step of the dream by the keys that are pressed, or by the agent's own choice in its dream."""
+        """One step of the dream by the keys that are pressed, or by the agent's own choice in its dream.
+
+        Raises:
+            UserMistake: it has gone on for `LONGEST` steps.
+        """
+        if self.steps == LONGEST:
+            raise UserMistake(f"the dream has gone on for {LONGEST:,} steps; begin another episode")
         state = self._states[-1]
         if agent:
             action = self._dream.act(state)
@@ -73,12 +82,9 @@ class Stage:
     def show(self, real: bool = False) -> dict[str, Any]:
         """What the dream looks like now and, if asked for, the real environment after the same actions."""
         moment = self._dream.read(self._states[-1])
-        images = self.agent.observation_spec.images
-        seen = {key: value[0].float().cpu().numpy() for key, value in moment.observation.items()}
-        seen = {key: value.clip(0, 1) * 255 if key in images else value for key, value in seen.items()}
         shown = {
             "step": self.steps,
-            "dream": _described(seen),
+            "dream": _described({key: value[0].cpu().numpy() for key, value in moment.observation.items()}),
             "reward": float(moment.reward),
             "value": float(moment.value),
             "goes_on": float(moment.goes_on),
@@ -92,40 +98,28 @@ class Stage:
         while self._is_at < self.steps and not self._real[-1]["over"]:
             self._real.append(self._advance(self._actions[self._is_at]))
             self._is_at += 1
-        row = self._real[min(self.steps, len(self._real) - 1)]
-        picture = row["picture"]
-        return {
-            "seen": _described(row["seen"]),
-            "reward": row["reward"],
-            "over": row["over"],
-            "picture": None if picture is None else _png(picture),
-        }
+        return self._real[min(self.steps, len(self._real) - 1)]
 
     def _begin(self) -> dict[str, Any]:
-        observation, _ = self._environment.reset(seed=self._seed)
-        return {"seen": _copied(observation), "reward": 0.0, "over": False, "picture": self._picture()}
+        self._first, _ = self._environment.reset(seed=self._seed)
+        return {"seen": _described(self._first), "reward": 0.0, "over": False, "picture": self._picture()}
 
     def _advance(self, action: np.ndarray) -> dict[str, Any]:
         taken = {key: value[0] for key, value in self.agent.action_spec.to_environment(action[None]).items()}
         observation, reward, terminated, truncated, _ = self._environment.step(taken)
         return {
-            "seen": _copied(observation),
+            "seen": _described(observation),
             "reward": float(reward),
             "over": bool(terminated or truncated),
             "picture": self._picture(),
         }
 
-    def _picture(self) -> np.ndarray | None:
+    def _picture(self) -> str | None:
         """Drawn by environments whose observations are no images."""
         if self.agent.observation_spec.images or not self._draws:
             return None
         picture = self._environment.render()
-        return picture if isinstance(picture, np.ndarray) else None
-
-
-def _copied(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Some environments write into the same arrays again."""
-    return {key: np.array(value) for key, value in observation.items()}
+        return _png(picture) if isinstance(picture, np.ndarray) else None
 
 
 def _described(observation: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -242,6 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
 
         try:
             self._json(self.server.ask(work))
+        except UserMistake as error:
+            self._answer(500, "text/plain; charset=utf-8", str(error).encode())
         except Exception as error:  # the environment's own code, most likely
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
             self._answer(500, "text/plain; charset=utf-8", words.encode())
@@ -251,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Host") in {f"{name}:{self.server.port}" for name in ("127.0.0.1", "localhost")}
 
     def _json(self, data: dict[str, Any]) -> None:
-        self._answer(200, "application/json", json.dumps(data).encode())
+        self._answer(200, "application/json", json.dumps(data, allow_nan=False).encode())
 
     def _answer(self, status: int, kind: str, data: bytes) -> None:
         self.send_response(status)

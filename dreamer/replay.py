@@ -33,9 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import Config
 from .errors import UserMistake
 from .rssm import State
-from .spaces import ObservationSpec
+from .spaces import ActionSpec, ObservationSpec
 
 LATENTS = ("deter", "stoch")  # what is refreshed; the rest of a row never changes
 
@@ -285,3 +286,17 @@ class Replay:
         # Rows are saved once, so a flag that `add` set afterwards is derived again.
         places = torch.arange(self.oldest, self.count, device=self.device) % self.rows
         self.data["is_last"][:, places[:-1]] |= self.data["is_first"][:, places[1:]]
+
+
+def new_replay(
+    config: Config,
+    observation: ObservationSpec,
+    action: ActionSpec,
+    streams: int,
+    capacity: int,
+    generator: torch.Generator,
+) -> Replay:
+    """An empty one for the agents of a config; the other arguments are those of `Replay`."""
+    model = config.model
+    latent = model.deter, model.stoch, model.classes
+    return Replay(observation, action.width, latent, streams, capacity, config.replay.length, generator)

@@ -13,6 +13,7 @@ from . import out_of_view
 from .diagnose import DREAMS, Diagnosis, Errors, Line
 
 SHOWN = (1, 2, 5, 10, 15, 20, 50, 100)
+LISTED = 12  # numbers of a vector
 MODEL, SINGLE, REPEAT, MEAN, IMPLIED = "#D55E00", "#E69F00", "#56B4E9", "#888888", "#000000"
 
 
@@ -53,8 +54,11 @@ def sentences(found: Diagnosis) -> list[str]:
     if found.trusted == looked < steps:
         where = "reach further than was looked"
     lines = [f"Trusted horizon: {found.trusted} steps, by what is observed. The {steps} steps of imagination {where}."]
+    lines.append(f"  A single dream, which is what the policy learns from: {found.single_trusted} steps")
     for key, errors in found.errors.items():
         lines.append(f"  {key}: {_trust(errors, len(found.moments))}{_rate(errors, found)}")
+        if errors.numbers:
+            lines.append(f"  {key}, each number by itself: {_each(errors)}")
     at = min(steps, looked) - 1
     for key, errors in found.errors.items():
         if errors.is_constant or not errors.covered or np.isnan(errors.covered["90 %"].mean[at]):
@@ -65,7 +69,7 @@ def sentences(found: Diagnosis) -> list[str]:
             f"  {key}, {at + 1} steps ahead: the truth lies between its {DREAMS} dreams in {shares}; they differ by "
             f"{ratio} times their error"
         )
-    values = found.values
+    values, ends = found.values, found.ends
     lines.append(
         f"Latents: KL {found.one_step:.3g} nats with all seen, {found.drift.mean[at]:.3g} at {at + 1} steps ahead."
     )
@@ -74,7 +78,26 @@ def sentences(found: Diagnosis) -> list[str]:
         f"{values.error:.3g}, rank correlation {_number(values.rank_correlation)} ({_number(values.rank_low)} to "
         f"{_number(values.rank_high)}), over {values.rows:,} rows."
     )
+    elsewhere = f"a chance of {ends.elsewhere:.2%} to go on"
+    if ends.count:
+        lines.append(
+            f"Ends: where {ends.count} episodes really ended it saw a chance of {ends.seen:.1%} to go on, and expected "
+            f"{ends.expected:.1%} one step before; at all other rows it saw {elsewhere}."
+        )
+    else:
+        lines.append(f"Ends: no episode really ended, and it saw {elsewhere}.")
     return lines
+
+
+def _each(errors: Errors) -> str:
+    """The trusted horizons of a vector's numbers."""
+    shown = ["-" if number.is_constant else str(number.trusted) for number in errors.numbers]
+    if len(shown) <= LISTED:
+        return f"{', '.join(shown)} steps"
+    steps = sorted(number.trusted for number in errors.numbers if not number.is_constant)
+    if not steps:
+        return "none of them changes"
+    return f"{steps[0]} to {steps[-1]} steps, {steps[len(steps) // 2]} in the middle of {len(steps)} that change"
 
 
 def _trust(errors: Errors, horizon: int) -> str:
@@ -127,6 +150,11 @@ def page(found: Diagnosis) -> str:
         ("Value", _figure(_value, found), "Rows sorted by the return that was predicted for them, in groups of equal "
          "size, against the discounted return that followed."),
     ]  # fmt: skip
+    if any(errors.numbers for errors in found.errors.values()):
+        sections.insert(
+            1, ("Each number by itself", _figure(_numbers, found), "The model's error by the mean's: dark is "
+            "known well, yellow no better than the mean. White marks where trust in a number ends; grey never changes.")
+        )  # fmt: skip
     if found.out_of_view:
         sections.append(
             ("Out of view", _figure(_out_of_view, found), "How often the ball comes back in the row and the colour "
@@ -201,6 +229,27 @@ def _errors(figure: Any, found: Diagnosis) -> None:
         _mark(panel, found)
         if key == next(iter(found.errors)):
             panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
+
+
+def _numbers(figure: Any, found: Diagnosis) -> None:
+    shown = {key: errors for key, errors in found.errors.items() if errors.numbers}
+    for panel, (key, errors) in zip(_panels(figure, len(shown)), shown.items()):
+        with np.errstate(all="ignore"):
+            share = np.stack([number.model / number.mean for number in errors.numbers])
+        share[[number.is_constant for number in errors.numbers]] = np.nan
+        panel.set_facecolor("#cccccc")
+        count, steps = share.shape
+        edges = np.arange(steps + 1) + 0.5, np.arange(count + 1) - 0.5
+        colours = panel.pcolormesh(*edges, share, vmin=0, vmax=1, cmap="viridis")
+        for i, number in enumerate(errors.numbers):
+            if number.trusted:
+                panel.plot([number.trusted + 0.5] * 2, [i - 0.5, i + 0.5], color="white", lw=1.5)
+        panel.set_yticks(range(0, count, -(-count // LISTED)))
+        panel.invert_yaxis()
+        panel.set(title=key, ylabel="number")
+        _mark(panel, found)
+        panel.grid(visible=False)
+        figure.colorbar(colours, ax=panel)
 
 
 def _calibration(figure: Any, found: Diagnosis) -> None:

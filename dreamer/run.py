@@ -28,7 +28,7 @@ from .machine import (
     why_not_compile,
 )
 from .published import expectation
-from .replay import Replay, row_bytes
+from .replay import Replay, new_replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import Counters, train
@@ -197,13 +197,12 @@ def _replay(config: Config, agent: Agent, repeat: int, seen: int) -> Replay:
     model = config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
     rows = max(-(-config.frames // repeat), seen, config.envs * config.replay.length)
-    return Replay(
+    return new_replay(
+        config,
         agent.observation_spec,
-        agent.action_spec.width,
-        (model.deter, model.stoch, model.classes),
+        agent.action_spec,
         streams=config.envs,
         capacity=min(config.replay.capacity, rows + config.envs, total_memory() // 2 // row),
-        length=config.replay.length,
         generator=torch.Generator().manual_seed(seeds(config.seed).sampling),
     )
 

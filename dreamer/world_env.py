@@ -16,11 +16,11 @@ from torch import Tensor
 
 from . import video
 from .agent import Agent
-from .checkpoint import RunFolder
+from .checkpoint import Checkpoint, RunFolder
 from .dream import Dream
 from .errors import UserMistake
 from .own_envs import own_envs
-from .replay import Replay, row_bytes
+from .replay import new_replay, row_bytes
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec
 
@@ -35,15 +35,23 @@ class _Dreams:
     Args: as theirs.
     """
 
-    def __init__(self, run: str | Path, observation: Observation, horizon: int, starts: str, device: str):
+    def __init__(
+        self, run: str | Path, observation: Observation, horizon: int, starts: str, device: str, render_mode: str | None
+    ):
         if observation not in ("decoded", "latent"):
             raise UserMistake(f"observation={observation!r} is not possible; use 'decoded' or 'latent'")
         if starts not in ("any", "first"):
             raise UserMistake(f"starts={starts!r} is not possible; use 'any' or 'first'")
         if type(horizon) is not int or horizon < 1:
             raise UserMistake(f"horizon={horizon!r} is not possible; use a whole number from 1")
-        self._folder = RunFolder(Path(run))
-        self.agent: Agent = self._folder.load_agent(device)
+        folder = RunFolder(Path(run))
+        folder.config()  # where there is no run at all, it says so best
+        self._checkpoint = folder.newest(with_replay=True)
+        self.agent: Agent = folder.load_agent(device, checkpoint=self._checkpoint)
+        modes = ["rgb_array"] if self.agent.observation_spec.images else []
+        if render_mode is not None and render_mode not in modes:
+            instead = "use 'rgb_array'" if modes else "this agent sees no images: leave it out"
+            raise UserMistake(f"render_mode={render_mode!r} is not possible; {instead}")
         self.dream = Dream(self.agent)
         self.horizon, self._kind, self._which = horizon, observation, starts
         self._begun: State | None = None
@@ -57,7 +65,7 @@ class _Dreams:
     def starts(self, generator: np.random.Generator, count: int) -> State:
         """Real states (count, ...) of the run's replay."""
         if self._begun is None:
-            self._begun = real_states(self._folder, self.agent, self._which == "first")
+            self._begun = real_states(self._checkpoint, self.agent, self._which == "first")
         picks = torch.from_numpy(generator.integers(len(self._begun.deter), size=count)).to(self.agent.device)
         return State(self._begun.deter[picks], self._begun.stoch[picks])
 
@@ -95,44 +103,39 @@ class _Dreams:
     def _stored(self, key: str, value: Tensor) -> np.ndarray:
         """As the environment itself gives it."""
         if key in self.agent.observation_spec.images:
-            return (value.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+            return value.round().to(torch.uint8).cpu().numpy()
         return value.cpu().numpy().astype(self.agent.observation_spec.shape_and_dtype(key)[1])
 
-    def picture(self, state: State) -> np.ndarray | None:
-        """(H, W, 3) uint8 of the first of N states, where the agent sees images."""
-        images = self.agent.observation_spec.images
-        if not images:
-            return None
-        key = next(iter(images))
-        return video.to_rgb(self._stored(key, self.dream.read(state).observation[key][:1])[0])
+    def pictures(self, state: State) -> np.ndarray:
+        """(N, H, W, 3) uint8 of N states, where the agent sees images."""
+        key = next(iter(self.agent.observation_spec.images))
+        return video.to_rgb(self._stored(key, self.dream.read(state).observation[key]))
 
 
-def real_states(folder: RunFolder, agent: Agent, first: bool = False) -> State:
-    """The latents (N, ...) of a run's newest rows but those that end an episode.
+def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> State:
+    """The latents (N, ...) of a checkpoint's newest rows but those that end an episode.
 
     Args:
         first: only those that begin one.
 
     Raises:
-        UserMistake: the folder has no such rows.
+        UserMistake: there are no such rows.
     """
-    checkpoint = folder.newest(with_replay=True)
     config, model = agent.config, agent.config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
-    replay = Replay(
+    replay = new_replay(
+        config,
         agent.observation_spec,
-        agent.action_spec.width,
-        (model.deter, model.stoch, model.classes),
+        agent.action_spec,
         streams=config.envs,
-        capacity=max(config.envs * (config.replay.length + 1), min(config.envs * folder.rows, START_BYTES // row)),
-        length=config.replay.length,
+        capacity=max(config.envs * (config.replay.length + 1), min(config.envs * checkpoint.rows, START_BYTES // row)),
         generator=torch.Generator(),
     )
     checkpoint.fill(replay)
     rows, latents = (export(replay.oldest, replay.count) for export in (replay.export_rows, replay.export_latents))
     usable = rows["is_first"] & ~rows["is_last"] if first else ~rows["is_last"]
     if not usable.any():
-        raise UserMistake(f"{folder.path} holds no rows to begin a dream from; train for longer")
+        raise UserMistake(f"{checkpoint.folder} holds no rows to begin a dream from; train for longer")
     stoch = torch.nn.functional.one_hot(latents["stoch"][usable].long(), model.classes).float()
     return State(latents["deter"][usable].to(agent.device), stoch.to(agent.device))
 
@@ -179,6 +182,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         horizon: steps after which a dream is cut.
         starts: "any" real state of the run's replay that ends no episode, or those that come "first" in one.
         device: auto, cpu, cuda or mps.
+        render_mode: "rgb_array" where the agent sees images, of which `render` then gives the first.
 
     Raises:
         UserMistake: the folder holds no readable checkpoint or no replay, or an argument is none of these.
@@ -195,7 +199,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         device: str = "auto",
         render_mode: str | None = None,
     ):
-        self._dreams = _Dreams(run, observation, horizon, starts, device)
+        self._dreams = _Dreams(run, observation, horizon, starts, device, render_mode)
         self.observation_space = self._dreams.observation_space
         self.action_space = self._dreams.action_space
         self.render_mode = render_mode
@@ -227,8 +231,10 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         return _Bare(env, *keys)
 
     def render(self) -> Any:
-        """What the model sees (H, W, 3); None where it sees no images."""
-        return None if self._state is None else self._dreams.picture(self._state)
+        """What the model sees (H, W, 3) uint8; None without a render_mode, or before the first reset."""
+        if self._state is None or self.render_mode is None:
+            return None
+        return self._dreams.pictures(self._state)[0]
 
 
 class _Bare(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -262,7 +268,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     Args: the number of dreams; the others as for `WorldModelEnv`.
     """
 
-    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+    metadata = {
+        "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 15,
+    }
 
     def __init__(
         self,
@@ -272,8 +282,10 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         horizon: int = HORIZON,
         starts: str = "any",
         device: str = "auto",
+        render_mode: str | None = None,
     ):
-        self._dreams = _Dreams(run, observation, horizon, starts, device)
+        self._dreams = _Dreams(run, observation, horizon, starts, device, render_mode)
+        self.render_mode = render_mode
         self.num_envs = num_envs
         self.single_observation_space = self._dreams.observation_space
         self.single_action_space = self._dreams.action_space
@@ -308,6 +320,12 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         cut = self._steps >= self._dreams.horizon
         self._over = ends | cut
         return observation, reward, ends, cut, {}
+
+    def render(self) -> tuple[Any, ...] | None:
+        """What each sees (H, W, 3) uint8; None without a render_mode, or before the first reset."""
+        if self._state is None or self.render_mode is None:
+            return None
+        return tuple(self._dreams.pictures(self._state))
 
     def restart(self, which: np.ndarray) -> Any:
         """Begin some dreams anew, (N,) bool, without a step of the others, for libraries that do so at once.

@@ -1,17 +1,19 @@
 """The measures, on world models whose faults are known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from chromium import Browser
 from click.testing import CliRunner
 
 from dreamer import diagnose as diagnosis
 from dreamer import out_of_view, report
 from dreamer.cli import main
-from dreamer.diagnose import DREAMS, Resample, compounded, diagnose, rank_correlation
+from dreamer.diagnose import DREAMS, compounded, diagnose
 from dreamer.dream import Episode, Moment
 from dreamer.errors import UserMistake
 from dreamer.out_of_view import returns
@@ -59,13 +61,16 @@ class World:
         return State(state.deter + torch.tensor([0, 1, 1]), state.stoch)
 
     def read(self, state):
-        number, time, ahead = state.deter.T
+        number, time, ahead = state.deter.T[:3]
         angle = time / 5 + torch.tensor(self.phases)[number.long()]
         known = (ahead < self.fades).double()
         noise = self.model_noise * torch.randn(angle.shape, generator=self.generator)
         x = known * (2 * torch.sin(angle) + self.wrong) + noise
         goes_on = 1 - ((time == ROWS - 1) & (number % 2 == 0)).double()
         return Moment({"x": x.unsqueeze(1)}, known * torch.cos(angle), goes_on, self.value(state))
+
+    def outcome(self, state):
+        return self.read(state)[1:3]
 
     def value(self, state):
         return 3 + state.deter[:, 1]
@@ -137,6 +142,72 @@ def test_a_model_that_is_too_sure_of_itself(monkeypatch):
     assert np.mean(x.covered["90 %"].mean) < 0.25 and np.mean(x.spread.mean) < 0.2
 
 
+def test_a_single_dream_is_trusted_less_than_their_mean(monkeypatch):
+    # With as much noise as the sine has, the mean of 19 dreams knows it, a single one errs as far as the mean does.
+    result = found(monkeypatch, World(model_noise=1.6))
+    assert result.trusted == HORIZON and result.single_trusted == 0
+    assert result.to_json()["trusted_horizon_of_a_single_dream"] == 0
+    assert found(monkeypatch, World(model_noise=0.1)).single_trusted == HORIZON
+    assert "A single dream, which is what the policy learns from: 0 steps" in report.table(result)
+
+
+class Pair(World):
+    """Three numbers: the sine, a thousandth of it of which nothing is known, and one that never changes."""
+
+    def __init__(self):
+        super().__init__()
+        for episode in self.episodes:
+            x = episode.observation["x"]
+            episode.observation["x"] = np.concatenate([x, x / 1000, np.full_like(x, 7)], 1)
+
+    def read(self, state):
+        moment = super().read(state)
+        x = moment.observation["x"]
+        return moment._replace(observation={"x": torch.cat([x, x * 0, x * 0 + 7], 1)})
+
+
+def test_each_number_of_a_vector_is_judged_by_itself(monkeypatch):
+    monkeypatch.setattr(Agent, "observation_spec", ObservationSpec(images={}, floats={"x": 3}, integers={}))
+    result = found(monkeypatch, Pair())
+    assert result.trusted == HORIZON  # by the root of the mean square, in which the thousandth is nothing
+    sine, thousandth, constant = result.errors["x"].numbers
+    assert sine.trusted == HORIZON and thousandth.trusted == 0 and constant.is_constant and not sine.is_constant
+    np.testing.assert_allclose(sine.model, 0, atol=1e-5)
+    np.testing.assert_allclose(thousandth.mean, sine.mean / 1000, rtol=1e-3)
+    np.testing.assert_allclose(thousandth.model, 4 / np.pi / 1000, rtol=0.15)
+    assert [number["trusted"] for number in result.to_json()["errors"]["x"]["numbers"]] == [HORIZON, 0, 0]
+    assert f"each number by itself: {HORIZON}, 0, - steps" in report.table(result)
+    assert "Each number by itself" in report.page(result)
+
+
+def test_what_it_thinks_of_real_ends(monkeypatch):
+    ends = found(monkeypatch, World()).ends
+    assert (ends.count, ends.seen, ends.expected, ends.elsewhere) == (4, 0, 0, 1)
+
+    class Late(World):  # sees an end only when it is there, and then by half
+        def outcome(self, state):
+            goes_on = 1 - 0.5 * ((state.deter[:, 1] == ROWS - 1) & (state.deter[:, 0] % 2 == 0)).double()
+            return goes_on, torch.where(state.deter[:, 2] > 0, 0.75, goes_on)
+
+    ends = found(monkeypatch, Late()).ends
+    assert (ends.count, ends.seen, ends.expected, ends.elsewhere) == (4, 0.5, 0.75, 1)
+    assert "saw a chance of 50.0% to go on, and expected 75.0% one step before" in report.table(
+        found(monkeypatch, Late())
+    )
+
+
+def test_pixels_that_change_are_looked_at():
+    generator = np.random.default_rng(0)
+    series = [generator.integers(100, 103, (n, 16, 8, 3)).astype(np.uint8) for n in (30, 50)]
+    for each in series:
+        each[:, 4, 4, 1] = generator.integers(0, 100, len(each))
+        each[:, 5, 4, 1] = generator.integers(0, 100, len(each))  # between those that are looked at
+    mean = diagnosis._mean(series)
+    np.testing.assert_allclose(mean, np.concatenate(series).mean(0))
+    picked = diagnosis._picked(series, mean, is_image=True).reshape(16, 8, 3)
+    assert np.argwhere(picked).tolist() == [[4, 4, 1]]
+
+
 def test_what_never_changes_is_not_judged(monkeypatch):
     world = World()
     for episode in world.episodes:
@@ -188,38 +259,6 @@ def test_a_rate_that_compounds_is_found():
     assert np.isnan(compounded(mean * 1.1, mean)[0])
 
 
-def test_intervals_are_over_episodes():
-    # Two episodes of many moments each, 0 in one and 1 in the other: the mean of a resample is 0, 1/2 or 1.
-    numbers = np.repeat([0, 1], 500)
-    resample = Resample(numbers, 2, np.random.default_rng(0))
-    line = resample.line(numbers[:, None].astype(float))
-    assert (line.mean[0], line.low[0], line.high[0]) == (0.5, 0, 1)
-    values = np.stack([numbers - 2.0, numbers - 0.5, np.full(1000, np.nan)], 1)
-    assert resample.is_less(values, np.zeros_like(values)).tolist() == [True, False, False]
-    assert np.isnan(resample.line(values).mean[2])
-
-
-def test_a_few_episodes_tell_nothing_about_a_step():
-    # Of ten episodes only four reach the second step.
-    numbers = np.repeat(np.arange(10), 20)
-    values = np.stack([np.full(200, -1.0), np.where(numbers < 4, -1.0, np.nan)], 1) + 1e-3 * numbers[:, None]
-    resample = Resample(numbers, 10, np.random.default_rng(0))
-    assert resample.is_less(values, np.zeros_like(values)).tolist() == [True, False]
-    line = resample.line(values)
-    assert np.isfinite(line.low[0]) and np.isnan(line.low[1]) and line.mean[1] == pytest.approx(-1, abs=0.01)
-
-
-def test_rank_correlation_by_hand():
-    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5).
-    x, y = np.array([1.0, 2, 2, 3]), np.array([10.0, 30, 20, 400])
-    numbers = np.array([0, 0, 1, 1])
-    assert rank_correlation(x, y, numbers, 2, np.random.default_rng(0))[0] == pytest.approx(4.5 / np.sqrt(22.5))
-    order = np.arange(100.0)
-    halves = np.repeat([0, 1], 50)
-    assert rank_correlation(order, -(order**3), halves, 2, np.random.default_rng(0))[0] == pytest.approx(-1)
-    assert np.isnan(rank_correlation(order, np.ones(100), halves, 2, np.random.default_rng(0))[0])
-
-
 @pytest.mark.parametrize(
     ("better", "expected"),
     [
@@ -240,17 +279,20 @@ def test_it_is_trusted_as_long_as_it_is_better_most_of_the_time(monkeypatch, bet
 
 
 def test_the_command(tmp_path):
-    folder, page = tmp_path / "run", tmp_path / "page.html"
-    widths = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
-    arguments = ["--env", "mixed:Signals", "--size", "1m", "--frames", "30", "--run", str(folder), *widths]
-    assert CliRunner().invoke(main, ["train", *arguments]).exit_code == 0
+    folder, page = tiny.trained_run(tmp_path / "run", "mixed:Signals", 30), tmp_path / "page.html"
     options = [str(folder), "--episodes", "3", "--envs", "2", "--horizon", "12"]
     result = CliRunner().invoke(main, ["diagnose", *options, "--page", str(page)], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     for words in ("Trusted horizon:", "screen, error (of 255)", "dial, error", "panel/key, error (share wrong)"):
         assert words in result.stdout
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 4 and "http" not in text and "mixed:Signals" in text
+    assert text.count("data:image/png;base64,") == 5 and "http" not in text and "mixed:Signals" in text
+    if shutil.which("chromium"):
+        with Browser(page.as_uri()) as opened:
+            opened.until("document.readyState === 'complete'")
+            assert opened.get("[...document.images].map(image => image.naturalWidth > 300)") == [True] * 5
+            assert "Trusted horizon" in opened.get("document.querySelector('.verdict').textContent")
+            assert opened.errors == []
     data = json.loads(CliRunner().invoke(main, ["diagnose", *options, "--json"]).stdout)
     assert set(data["errors"]) == {"screen", "dial", "panel/key", "panel/switches", "reward", "goes on"}
     assert len(data["errors"]["dial"]["model"]["mean"]) == 12 and data["imagination"] == 2
@@ -303,7 +345,7 @@ def cover_episode(remembers, wrong_row=False):
                     picture[ball] = 0
                 if wrong_row:
                     picture = np.roll(picture, 11, 0)
-                shown.append(torch.from_numpy(picture) / 255)
+                shown.append(torch.from_numpy(picture).float())
             return Moment({"image": torch.stack(shown)}, state.deter, state.deter, state.deter)
 
     return env, episode, Model()

@@ -13,8 +13,6 @@ from dreamer.dream import Dream, record
 from dreamer.imagine import scene, scenes
 from dreamer.rssm import State
 
-WIDTHS = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
-
 
 @pytest.fixture(scope="module")
 def played():
@@ -94,10 +92,7 @@ def imagine(*arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Of images, vectors and classes."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["--env", "mixed:Signals", "--size", "1m", "--frames", "30", "--run", str(folder), *WIDTHS]
-    assert CliRunner().invoke(main, ["train", *arguments]).exit_code == 0
-    return folder
+    return tiny.trained_run(tmp_path_factory.mktemp("runs") / "run", "mixed:Signals", 30)
 
 
 def test_a_film(run, tmp_path):
@@ -124,9 +119,7 @@ def test_a_sheet(run, tmp_path, options):
 
 
 def test_vectors_alone(tmp_path):
-    folder = tmp_path / "run"
-    arguments = ["--env", "gym/CartPole-v1", "--size", "1m", "--frames", "30", "--run", str(folder), *WIDTHS]
-    assert CliRunner().invoke(main, ["train", *arguments]).exit_code == 0
+    folder = tiny.trained_run(tmp_path / "run", "gym/CartPole-v1", 30)
     assert imagine(folder, "--out", tmp_path / "dream.gif", "--horizon", 4).exit_code == 0
     with Image.open(tmp_path / "dream.gif") as film:
         assert film.n_frames == 9
@@ -163,4 +156,4 @@ def test_images_are_shown_in_their_own_units(run):
     agent.generator.manual_seed(0)
     dream = Dream(agent)
     read = dream.read(dream.see(episodes[0], 0, 3))
-    np.testing.assert_allclose(found.dream["screen"][:3], read.observation["screen"] * 255, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found.dream["screen"][:3], read.observation["screen"], rtol=1e-4, atol=1e-3)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import pathlib
+import re
 import shutil
 import subprocess
 import threading
@@ -13,11 +15,10 @@ import numpy as np
 import pytest
 import tiny
 from chromium import Browser
-from click.testing import CliRunner
 
 import envs
-from dreamer.cli import main
-from dreamer.controls import Controls
+from dreamer import play
+from dreamer.controls import JOYSTICK, KEYS, PAIRS, Controls
 from dreamer.dream import record
 from dreamer.errors import UserMistake
 from dreamer.play import Server, Stage
@@ -55,11 +56,36 @@ def test_every_kind_of_action():
     spec = ActionSpec((ActionPart("move", size=3), ActionPart("set", classes=(3, 5))))
     controls = Controls(spec)
     assert controls.legend == ["move 0: ← →", "move 1: ArrowDown ↑".replace("ArrowDown", "↓"), "move 2: a d",
-                               "set 0: s w", "set 1: y u i o x"]  # fmt: skip
+                               "set 0: s w", "set 1: 1 2 3 4 5"]  # fmt: skip
     assert controls.action([]).tolist() == [0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0]
-    assert controls.action(["ArrowRight", "ArrowDown", "a", "d", "w", "o"]).tolist() == [
+    assert controls.action(["ArrowRight", "ArrowDown", "a", "d", "w", "4"]).tolist() == [
         1, -1, 0, 0, 0, 1, 0, 0, 0, 1, 0
     ]  # fmt: skip
+
+
+def test_a_long_row_of_choices_takes_what_keys_it_needs():
+    controls = Controls(ActionSpec((ActionPart("action", classes=(14,)),)))
+    assert controls.legend == ["action: 1 2 3 4 5 6 7 8 9 0 y u i o"]
+    assert [int(controls.action([key]).argmax()) for key in "190yo"] == [0, 8, 9, 10, 13]
+    assert controls.action(["x"]).argmax() == 0  # no key of its
+
+
+def test_when_keys_run_out():
+    controls = Controls(ActionSpec((ActionPart("move", size=21),)))
+    assert controls.legend[6:9] == ["move 6: j l", "move 7: 1 2", "move 8: 3 4"]
+    assert controls.legend[-2:] == ["move 16: e k", "no keys are left for move 17 and 3 others"]
+    assert controls.action(["2", "e"]).tolist() == [0] * 7 + [1] + [0] * 8 + [-1] + [0] * 4
+    many = Controls(ActionSpec((ActionPart("one", classes=(18,)), ActionPart("two", classes=(9, 9)))))
+    assert many.legend[1:] == ["two 0: e k", "no keys are left for 7 choices of two 0, two 1"]
+    assert many.action(["k"])[18:].argmax() == 1 and many.action(["k"])[27] == 1
+
+
+def test_no_key_has_two_meanings():
+    page = (pathlib.Path(play.__file__).parent / "data/play.html").read_text()
+    commands = re.search(r"const buttons = \{(.*)\};", page)[1]
+    keys = [*(key for pair in PAIRS for key in pair), *KEYS, *JOYSTICK.values(), *re.findall(r"(\w):", commands)]
+    assert len(re.findall(r"(\w):", commands)) == 6
+    assert len(keys) == len(set(keys)) + 4  # the arrows are also the joystick's
 
 
 # The stage -----------------------------------------------------------------------------------------------
@@ -82,8 +108,8 @@ def test_the_real_one_gets_the_same_actions(stage):
     for _ in range(2):
         stage.step(["ArrowUp", "3"])
     real = stage.show(real=True)["real"]
-    # act, a choice of four, takes a row of digits; move the second and third pair of keys, of which one is pressed.
-    assert real["seen"]["where"][2:] == [0, 2, 2, 1, 0] and not real["over"] and real["reward"] == 3
+    # act, a choice of four, takes digits; move takes two pairs of arrows.
+    assert real["seen"]["where"][2:] == [0, 2, 2, 0, 1] and not real["over"] and real["reward"] == 3
     stage.step()
     assert stage.show(real=True)["real"]["over"]  # its first episode has three steps
     stage.step()
@@ -109,8 +135,10 @@ def test_rewinding(stage):
 
 
 def test_another_episode(stage):
+    stage.controls._chosen["act", 0] = 1
     stage.step()
     stage.reset()
+    assert not stage.controls._chosen
     assert stage.show(real=True)["real"]["seen"]["where"][2:4] == [1, 0] and stage.steps == 0
 
 
@@ -169,10 +197,29 @@ def test_what_goes_wrong_is_told(stage, monkeypatch):
 
     with serving(stage) as server:
         monkeypatch.setattr(stage, "step", step)
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            post(server.address, "/step")
-        assert caught.value.code == 500 and caught.value.read() == b"RuntimeError: out of fuel"
+        assert refused(server) == "RuntimeError: out of fuel"
         assert post(server.address, "/show")["step"] == 0
+
+
+def test_a_dream_has_an_end(stage, monkeypatch):
+    monkeypatch.setattr(play, "LONGEST", 2)
+    with serving(stage) as server:
+        assert [post(server.address, "/step")["step"] for _ in range(2)] == [1, 2]
+        assert refused(server) == "the dream has gone on for 2 steps; begin another episode"
+        assert post(server.address, "/reset")["step"] == 0
+
+
+def test_numbers_that_are_none_are_not_sent(stage):
+    with serving(stage) as server:
+        stage._states[-1].deter.fill_(float("nan"))
+        assert "not JSON compliant" in refused(server)
+
+
+def refused(server):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(server.address, "/step")
+    assert caught.value.code == 500
+    return caught.value.read().decode()
 
 
 def test_a_taken_port(stage):
@@ -181,8 +228,8 @@ def test_a_taken_port(stage):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_in_a_browser(agent, tmp_path):
-    config, mixed, *_ = tiny.tiny_run()
+def test_in_a_browser(tmp_path, monkeypatch):
+    config, *_ = tiny.tiny_run()
     vector = envs.Vector([lambda: envs.make("mixed:Signals")], [0])
     stage = Stage(tiny.tiny_agent(config, vector), envs.make("mixed:Signals"), seed=1)
     with serving(stage, "Signals, dreamt") as server, Browser(server.address) as page:
@@ -209,26 +256,29 @@ def test_in_a_browser(agent, tmp_path):
         page.until("document.getElementById('status').textContent.includes('paused')")
         time.sleep(0.3)
         step = page.get("last.step")
+        # Something in the curve's colour is drawn in each.
+        pixels = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+        orange = "(x, i, all) => i % 4 === 0 && x > 200 && all[i + 1] > 100 && all[i + 2] < 120 && all[i + 3] > 200"
+        assert page.get(f"[...document.querySelectorAll('canvas')].map(c => {pixels}.some({orange}))") == [True] * 3
         page.press("b")
         page.until(f"last.step === {max(0, step - 15)}")
         assert page.get("history.reward.length") == max(0, step - 15) + 1
         page.press("r")
         page.until("last.step === 0")
-        # Something is drawn in each curve.
+        # The agent plays.
+        chosen, step = [], stage.step
+        monkeypatch.setattr(stage, "step", lambda keys, agent: (chosen.append(agent), step(keys, agent)))
+        page.press("m")
+        page.until("on('agent')")
         page.press("n")
         page.until("last.step === 1")
-        pixels = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
-        drawn = f"[...document.querySelectorAll('canvas')].every(c => {pixels}.some(x => x))"
-        assert page.get(drawn)
+        assert chosen == [True]
         assert page.errors == []
         (tmp_path / "page.png").write_bytes(page.screenshot())
 
 
 def test_the_command(tmp_path):
-    folder = tmp_path / "run"
-    widths = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
-    arguments = ["--env", "gym/CartPole-v1", "--size", "1m", "--frames", "30", "--run", str(folder), *widths]
-    assert CliRunner().invoke(main, ["train", *arguments]).exit_code == 0
+    folder = tiny.trained_run(tmp_path / "run", "gym/CartPole-v1", 30)
     import signal
     import sys
 

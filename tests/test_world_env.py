@@ -7,33 +7,22 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from click.testing import CliRunner
 from gymnasium.utils.env_checker import check_env
 
 import dreamer
 import envs
-from dreamer.cli import main
 from dreamer.errors import UserMistake
 from dreamer.world_env import real_states
-
-WIDTHS = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
-
-
-def train(folder, task, frames, *arguments):
-    options = ["--env", task, "--size", "1m", "--frames", str(frames), "--run", str(folder)]
-    result = CliRunner().invoke(main, ["train", *options, *WIDTHS, *arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs") / "cartpole", "gym/CartPole-v1", 80, "--envs", "2")
+    return tiny.trained_run(tmp_path_factory.mktemp("runs") / "cartpole", "gym/CartPole-v1", 80, "--envs", "2")
 
 
 @pytest.fixture(scope="module")
 def signals(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs") / "signals", "mixed:Signals", 40)
+    return tiny.trained_run(tmp_path_factory.mktemp("runs") / "signals", "mixed:Signals", 40)
 
 
 @pytest.mark.parametrize("observation", ["decoded", "latent"])
@@ -43,6 +32,11 @@ def test_gymnasium_s_own_check(cartpole, signals, observation):
             warnings.filterwarnings("ignore", message=".*infinity.*")  # nothing bounds what a vector may hold
             warnings.filterwarnings("ignore", message=".*render.*|.*spec.*")
             check_env(dreamer.WorldModelEnv(run, observation=observation, device="cpu"), skip_render_check=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*infinity.*")
+        options = {"run": signals, "observation": observation, "device": "cpu", "render_mode": "rgb_array"}
+        check_env(gymnasium.make("dreamer/WorldModel-v0", **options).unwrapped)
 
 
 def test_the_spaces_are_those_of_the_task(cartpole, signals):
@@ -118,7 +112,7 @@ def test_those_that_ended_begin_anew(cartpole):
     many = dreamer.WorldModelVectorEnv(cartpole, num_envs=64, horizon=2, starts="first", device="cpu")
     bias = many._dreams.agent.world_model.continuation.out.bias.data
     bias.fill_(50.0)
-    begun = real_states(many._dreams._folder, many._dreams.agent, first=True)
+    begun = real_states(many._dreams._checkpoint, many._dreams.agent, first=True)
     many.reset(seed=0)
     actions = np.zeros(64, int)
     assert not many.step(actions)[3].any()
@@ -133,7 +127,7 @@ def test_those_that_ended_begin_anew(cartpole):
 
 def test_dreams_begin_at_what_the_run_has_seen(cartpole):
     env = dreamer.WorldModelEnv(cartpole, device="cpu")
-    states = real_states(env._dreams._folder, env._dreams.agent)
+    states = real_states(env._dreams._checkpoint, env._dreams.agent)
     # 80 rows, less those that end an episode.
     assert 60 < len(states.deter) < 80 and (states.stoch.sum(-1) == 1).all()
     seen = {float(env.reset(seed=seed)[0][0]) for seed in range(20)}
@@ -162,9 +156,18 @@ def test_what_it_sees_can_be_drawn(cartpole, signals):
     env.reset(seed=0)
     picture = env.render()
     assert picture.shape == (48, 48, 3) and picture.dtype == np.uint8
-    blind = dreamer.WorldModelEnv(cartpole, device="cpu")
-    blind.reset(seed=0)
-    assert blind.render() is None
+    many = gymnasium.make_vec(
+        "dreamer/WorldModel-v0", 3, vectorization_mode="vector_entry_point", run=signals, render_mode="rgb_array"
+    )
+    many.reset(seed=0)
+    pictures = many.render()
+    assert len(pictures) == 3 and all(each.shape == (48, 48, 3) and each.dtype == np.uint8 for each in pictures)
+    assert len({each.tobytes() for each in pictures}) > 1
+    mute = dreamer.WorldModelEnv(signals, device="cpu")
+    mute.reset(seed=0)
+    assert mute.render() is None
+    with pytest.raises(UserMistake, match="this agent sees no images: leave it out"):
+        dreamer.WorldModelEnv(cartpole, render_mode="rgb_array", device="cpu")
 
 
 def test_the_real_one_has_the_same_spaces(cartpole, signals):
@@ -184,6 +187,7 @@ def test_the_real_one_has_the_same_spaces(cartpole, signals):
     [
         ({"observation": "pixels"}, "observation='pixels' is not possible; use 'decoded' or 'latent'"),
         ({"starts": "last"}, "starts='last' is not possible; use 'any' or 'first'"),
+        ({"render_mode": "human"}, "render_mode='human' is not possible; this agent sees no images: leave it out"),
         ({"horizon": 0}, "horizon=0 is not possible; use a whole number from 1"),
     ],
 )

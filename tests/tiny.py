@@ -1,13 +1,15 @@
 """What several tests share: a model that updates in milliseconds, and a replay whose rows say what they are."""
 
 import torch
+from click.testing import CliRunner
 from counting import Counting
 
 import envs
 from dreamer.agent import Agent
+from dreamer.cli import main
 from dreamer.config import make_config
 from dreamer.distributions import twohot_places
-from dreamer.replay import Replay, Transition
+from dreamer.replay import Replay, Transition, new_replay
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec, action_spec, observation_spec
 from dreamer.train import Counters
@@ -55,16 +57,17 @@ def tiny_agent(config, vector):
 
 
 def tiny_replay(config, agent, capacity=400):
-    model = config.model
-    return Replay(
-        agent.observation_spec,
-        agent.action_spec.width,
-        (model.deter, model.stoch, model.classes),
-        streams=config.envs,
-        capacity=capacity,
-        length=config.replay.length,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    generator = torch.Generator().manual_seed(config.seed)
+    return new_replay(config, agent.observation_spec, agent.action_spec, config.envs, capacity, generator)
+
+
+def trained_run(folder, task, frames, *arguments):
+    """The folder of a run that `dreamer train` has written."""
+    widths = [word for setting in WIDTHS for word in ("--set", setting)]
+    options = ["--env", task, "--size", "1m", "--frames", str(frames), "--run", str(folder)]
+    result = CliRunner().invoke(main, ["train", *options, *widths, *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return folder
 
 
 def tiny_run(*settings, envs=1, capacity=400, repeat=1, **given):
