@@ -271,7 +271,13 @@ def _environments(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="dream.gif", show_default=True, help="GIF, MP4 or PNG.")
 @click.option("--horizon", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Steps of the dream.")
-@click.option("--context", type=click.IntRange(1, 1_000), default=5, show_default=True, help="Steps seen before it.")
+@click.option(
+    "--context",
+    type=click.IntRange(1, 1_000),
+    default=5,
+    show_default=True,
+    help="Steps before it, seen.",
+)
 @click.option("--scenes", type=click.IntRange(1, 8), default=1, show_default=True, help="Episodes, side by side.")
 @click.option("--policy", is_flag=True, help="Let the agent act inside its dream, instead of the real actions.")
 @click.option("--seed", type=SEEDS, default=1_000_000, show_default=True, help="Of the episodes and the dreams.")

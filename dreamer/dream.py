@@ -82,18 +82,6 @@ class Dream:
         return actor.sample(policy, actor.draw_noise((len(state.deter),), self._generator))
 
     @torch.no_grad()
-    def see(self, episode: Episode, begin: int, end: int) -> State:
-        """The posteriors (end - begin, ...) of rows of an episode, for a model that has seen none before them."""
-        agent, states = self.agent, []
-        memory = agent.start(1)
-        for row in range(begin, end):
-            observation = {key: torch.from_numpy(value[row : row + 1]) for key, value in episode.observation.items()}
-            memory = agent.act(observation, torch.tensor([row == begin]), torch.tensor([False]), memory)
-            memory = memory._replace(action=episode.action[row : row + 1])
-            states.append(State(memory.state.deter[0], memory.state.stoch[0]))
-        return stack(states)
-
-    @torch.no_grad()
     def read(self, state: State) -> Moment:
         """What N states mean."""
         decoder = self.agent.world_model.decoder

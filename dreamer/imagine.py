@@ -35,7 +35,7 @@ class Scene:
     dream_reward: np.ndarray  # (C + H,)
     dream_goes_on: np.ndarray  # (C + H,)
     begin: int  # the row of the episode that the scene begins with
-    context: int  # C first steps, which the model has seen: there the dream is what it read off its posterior
+    context: int  # C first steps, in which the model still sees: there the dream is what it read off its posterior
     is_free: bool  # whether the policy acted in the dream, else the actions are the real ones
 
     @property
@@ -47,14 +47,13 @@ def scene(agent: Agent, episode: Episode, begin: int, context: int, horizon: int
     """The model's dream of an episode from its row `begin`.
 
     Args:
-        context: steps that the model sees, and none before them, until it is on its own; at least 1.
+        context: steps in which the model sees what there is, as in all before them, until it is on its own; at least 1.
         horizon: steps after these. Where the episode ends earlier and its actions are used, the last one is repeated.
         free: let the policy act in the dream instead.
     """
     dream = Dream(agent, seed)
     last = min(begin + context, len(episode)) - 1
-    agent.generator.manual_seed(seed)
-    seen = dream.see(episode, begin, last + 1)
+    seen = State(episode.state.deter[begin : last + 1], episode.state.stoch[begin : last + 1])
     start = State(seen.deter[-1:], seen.stoch[-1:])
     if free:
         ahead = dream.live(start, horizon)
@@ -139,6 +138,9 @@ class _Picture:
             for column, layout in zip(columns, layouts):
                 self._draw_scene(column, layout)
             self.figure.suptitle(title, fontsize=10)
+            names = ["truth", "dream, the policy acting" if scenes[0].is_free else "dream"]
+            lines = [pyplot.Line2D([], [], color=color) for color in (TRUTH, DREAM)]
+            self.figure.legend(lines, names, loc="upper right", ncol=2, fontsize=7, frameon=False)
 
     def save(self, path: Path) -> None:
         self.figure.savefig(path)
@@ -173,8 +175,6 @@ class _Picture:
         least = 0.1 * max(abs(low), abs(high))  # or what hardly varies would look as if it did
         if high - low < least:
             outcome[0].set_ylim((low + high - least) / 2, (low + high + least) / 2)
-        names = ["truth", "dream, the policy acting" if scene.is_free else "dream"]
-        outcome[1].legend(outcome[1].lines[:2], names, fontsize=7, frameon=False, loc="center left")
         if not layout.curves:
             return
         panels = next(parts).subplots(-(-len(layout.curves) // layout.columns), layout.columns, squeeze=False).flat
