@@ -142,6 +142,7 @@ class Batch:
         self._at_once, self._device, self._say = at_once, device, say
         self._until = time.monotonic() + 60 * minutes if minutes else None
         self._stop = threading.Event()
+        self._writing = threading.Lock()
         self._running: dict[str, Entry] = {}
         self._failed: list[str] = []
 
@@ -170,7 +171,6 @@ class Batch:
                 self._stop.set()
         for each in waiting:
             each.result()
-        write_index(self._results)
         return self._failed
 
     def standing(self) -> str:
@@ -214,7 +214,9 @@ class Batch:
             self._failed.append(entry.name)
             self._say(f"{entry.name} ended by an error: see {self._runs / f'{entry.name}.txt'}")
         with contextlib.suppress(CheckpointError):  # it was stopped before its first checkpoint
-            keep(folder, entry, self._results / entry.name, (time.monotonic() - begun) / 60)
+            with self._writing:
+                keep(folder, entry, self._results / entry.name, (time.monotonic() - begun) / 60)
+                write_index(self._results)
             self._say(f"{entry.name}: {_standing(folder, entry)}")
 
 
@@ -319,7 +321,8 @@ def _machine() -> str:
     with contextlib.suppress(OSError, IndexError):
         names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
         model = names[0]
-    return f"{usable_cores()} cores of {model}"
+    cores = usable_cores()
+    return f"{cores} core{'s' * (cores != 1)} of {model}"
 
 
 def _torch() -> str:

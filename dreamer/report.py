@@ -153,8 +153,8 @@ def page(found: Diagnosis) -> str:
     if any(errors.numbers for errors in found.errors.values()):
         sections.insert(
             1, ("Each number by itself", _figure(_numbers, found), "The model's error by the mean's: dark is "
-            "known well, yellow no better than the mean. A white line ends the trust in a number; without one, what was "
-            "seen last is as good from the beginning. Grey never changes.")
+            "known well, yellow no better than the mean. A white line ends the trust in a number; without one, what "
+            "was seen last is as good from the beginning. Grey never changes.")
         )  # fmt: skip
     if found.out_of_view:
         sections.append(

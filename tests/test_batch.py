@@ -48,6 +48,19 @@ def test_a_list_is_worked_through(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
 
 
+def test_the_index_grows_as_runs_end(tmp_path, monkeypatch):
+    lengths, write_index = [], batch.write_index
+
+    def watched(results):
+        write_index(results)
+        lengths.append((results / "index.md").read_text().count("`gym/"))
+
+    monkeypatch.setattr(batch, "write_index", watched)
+    lines = [f"gym/CartPole-v1,0,1m,{ratio},40,{SETTINGS}" for ratio in (1, 2)]
+    assert work(tmp_path, write(tmp_path, *lines)).exit_code == 0
+    assert lengths == [1, 2]
+
+
 def test_what_takes_too_long_goes_on_the_next_time(tmp_path):
     path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,{SETTINGS}")
     (entry,) = read(path)
