@@ -145,7 +145,8 @@ class ReturnScale(NamedTuple):
     high: Tensor
 
     def updated(self, returns: Tensor, config: BehaviorConfig) -> "ReturnScale":
-        levels = torch.tensor([config.return_low, config.return_high], device=returns.device)
+        # Made on the device: a copy from here would be waited for.
+        levels = torch.linspace(config.return_low, config.return_high, 2, device=returns.device)
         low, high = torch.quantile(returns.detach().flatten(), levels).unbind()
         rate = config.return_rate
         return ReturnScale((1 - rate) * self.low + rate * low, (1 - rate) * self.high + rate * high)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .actor_critic import ActorCritic, ReturnScale
 from .config import Config, LossScales, seeds
+from .cuda import Captured, moved
 from .imagination import Imagination, Noise
 from .optimizer import LaProp
 from .replay import Batch
@@ -58,6 +59,9 @@ class Agent:
         self.optimizer = LaProp(self.parameters, config.optimizer)
         self.generator = torch.Generator(device).manual_seed(seeds(config.seed).noise)
         self._recurrence: Recurrence | None = None
+        self._metrics: list[str] = []  # their names, in the order in which `_learn` gives them
+        self._captured_learn: Captured | None = None
+        self._captured_choose: Captured | None = None
 
     @property
     def parameter_count(self) -> int:
@@ -92,15 +96,31 @@ class Agent:
         Returns:
             The new memory: the flat actions (N, A) and the posterior of this observation.
         """
+        seen = {key: moved(value, self.device) for key, value in observation.items()}
+        arguments = seen, moved(is_first, self.device), moved(is_last, self.device), memory
+        captured = self._captured_choose
+        if captured is not None and not greedy and captured.accepts(*arguments):
+            return captured(*arguments)
         if self._recurrence is None:
             self._recurrence = self.world_model.rssm.recurrence()
+        return self._choose(self._recurrence, *arguments, greedy=greedy)
+
+    @torch.no_grad()
+    def _choose(
+        self,
+        weights: Recurrence,
+        observation: dict[str, Tensor],
+        is_first: Tensor,
+        is_last: Tensor,
+        memory: Memory,
+        greedy: bool = False,
+    ) -> Memory:
+        """As `act`, on the device."""
         count = is_first.shape[0]
         uniform = self._uniform(count, self.config.model.stoch)
         noise = self.actor_critic.actor.draw_noise((count,), self.generator)
-        moved = {key: value.to(self.device) for key, value in observation.items()}
-        state, sampled, likely = self._policy(self._recurrence, memory, moved, is_first.to(self.device), uniform, noise)
-        action = torch.where(is_last.to(self.device).unsqueeze(-1), 0.0, likely if greedy else sampled)
-        return Memory(state, action)
+        state, sampled, likely = self._policy(weights, memory, observation, is_first, uniform, noise)
+        return Memory(state, torch.where(is_last.unsqueeze(-1), 0.0, likely if greedy else sampled))
 
     def _policy(
         self,
@@ -127,10 +147,17 @@ class Agent:
         Returns:
             Metrics, each (), still on the device; and the new posteriors (B, T, ...) for the replay.
         """
-        loss, metrics, posterior, scale = self.loss(batch.to(self.device))
+        values, posterior = (self._captured_learn or self._learn)(batch.to(self.device))
+        self._recurrence = None  # the weights have moved
+        return dict(zip(self._metrics, values.unbind())), posterior
+
+    def _learn(self, batch: Batch) -> tuple[Tensor, State]:
+        """As `update`, on the device; all metrics in one tensor."""
+        loss, metrics, posterior, scale = self.loss(batch)
         loss.backward()
         metrics |= {f"optimizer/{name}": value for name, value in self.step(loss, scale).items()}
-        return metrics, posterior
+        self._metrics = list(metrics)
+        return torch.stack([value.float() for value in metrics.values()]), posterior
 
     def step(self, loss: Tensor, scale: ReturnScale) -> dict[str, Tensor]:
         """Move all that an update moves, once the gradients are there; returns the optimiser's metrics.
@@ -142,7 +169,6 @@ class Agent:
         self.optimizer.zero_grad(set_to_none=True)
         self.actor_critic.keep_scale(scale, sound)
         self.actor_critic.update_slow_critic(sound)
-        self._recurrence = None  # the weights have moved
         return metrics
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], State, ReturnScale]:
@@ -209,21 +235,49 @@ class Agent:
 
     def uncompile(self) -> None:
         """Back to eager."""
+        self.release()
         for owner, name in self._work():
             vars(owner).pop(name, None)
 
     def warm_up(self, batch: Batch, environments: int) -> None:
-        """Run everything that is compiled once, forward and backward, and leave no trace in the agent."""
+        """Run everything that is compiled once, and leave no trace in the agent."""
         before = self.generator.get_state()
-        self.loss(batch.to(self.device))[0].backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._learn(_unsound(batch.to(self.device)))
+        self.act(*self._anything(batch, environments))
+        self._recurrence = None
+        self.generator.set_state(before)
+
+    def capture(self, batch: Batch, environments: int) -> None:
+        """From now on launch an update as one, and the choice of so many environments' actions (on a GPU)."""
+        self._captured_learn = Captured(self._learn, (_unsound(batch.to(self.device)),), self.generator)
+        self.capture_acting(batch, environments)
+
+    def capture_acting(self, batch: Batch, environments: int) -> None:
+        """The choice of actions alone, for another number of environments."""
+
+        def choose(*arguments: Any) -> Memory:
+            with torch.no_grad():
+                weights = self.world_model.rssm.recurrence()  # anew, since those of a graph stay as they were
+            return self._choose(weights, *arguments)
+
+        self._captured_choose = Captured(choose, self._anything(batch, environments), self.generator)
+
+    @property
+    def is_captured(self) -> bool:
+        return self._captured_learn is not None
+
+    def release(self) -> None:
+        """Launch one by one again."""
+        self._captured_learn = self._captured_choose = None
+
+    def _anything(self, batch: Batch, environments: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Memory]:
+        """Arguments for `act`."""
         observation = {
-            key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous()
+            key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous().to(self.device)
             for key, value in batch.observation.items()
         }
-        flags = torch.zeros(environments, dtype=torch.bool)
-        self.act(observation, flags, flags, self.start(environments))
-        self.generator.set_state(before)
+        flags = torch.zeros(environments, dtype=torch.bool, device=self.device)
+        return observation, flags, flags, self.start(environments)
 
     # Saving --------------------------------------------------------------------------------------------
 
@@ -248,6 +302,11 @@ class Agent:
         if generator.shape == self.generator.get_state().shape:
             self.generator.set_state(generator)
         self._recurrence = None
+
+
+def _unsound(batch: Batch) -> Batch:
+    """A batch whose loss is not finite, so that an update by it moves nothing."""
+    return batch._replace(reward=torch.full_like(batch.reward, torch.nan))
 
 
 def total_loss(

@@ -23,10 +23,10 @@ from .config import Config
 from .health import Health
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_freed_memory, limit_threads, why_not_compile
-from .replay import Replay, Transition, new_replay
+from .replay import Batch, Replay, Transition, new_replay
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
-from .train import Counters, Environments, Observer, train
+from .train import CPU, Counters, Environments, Observer, train
 
 WARM_UPS = 3
 REPEATS = (5, 30)  # at least, at most
@@ -74,7 +74,7 @@ class Report:
     threads: int
     torch: str
     update: Spread
-    parts: dict[str, float]  # of one update, measured one after the other; they add up to its time
+    parts: dict[str, float]  # of one update, one after the other, on a GPU launched one by one; they add up to its time
     first_update_s: float  # from nothing, compiling included
     acting: dict[str, Spread]  # by the number of environments
     replay_sample: Spread
@@ -109,34 +109,38 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
     limit_threads()
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
-    replay = random_replay(config, observation, action, streams=1)
+    replay = random_replay(config, observation, action, 1, device)
     compiled = config.run.compile and why_not_compile(device) is None
 
     say("Compiling, or reading what was compiled before" if compiled else "Running eager code")
     begun = time.perf_counter()
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
+    batch, windows = replay.sample(config.replay.batch)
     if compiled:
         agent.compile()
-    batch, windows = replay.sample(config.replay.batch)
+        if device.type == "cuda":
+            agent.warm_up(batch, config.envs)
+            agent.capture(batch, config.envs)
     posterior = agent.update(batch)[1]
     _wait(device)
     first_update = time.perf_counter() - begun
 
     say("Timing updates")
     update = timed(lambda: agent.update(batch), device)
-    parts = time_parts(agent, lambda: agent.update(batch))
     memory = peak_memory(device)
 
     say("Timing acting, replay and environments")
-    acting = {str(count): timed(_acting(agent, replay, count), device) for count in ACTING}
+    acting = {str(count): timed(_acting(agent, replay, count, batch), device) for count in ACTING}
     sample = timed(lambda: replay.sample(config.replay.batch), device)
     refresh = timed(lambda: replay.refresh(windows, posterior), device)
     bare = _steps_per_second(environments, agent.action_spec)
+    acting_all = timed(_acting(agent, replay, config.envs, batch), device)
     collected = _collected_per_second(config, agent, environments)
-    acting_all = timed(_acting(agent, replay, config.envs), device)
     training = _training(config, agent, environments, update, acting_all, sample.median_s + refresh.median_s, bare)
 
-    say("Counting the arithmetic")
+    say("Timing the parts of an update, and counting its arithmetic")
+    agent.release()  # what a graph has captured has no parts
+    parts = time_parts(agent, lambda: agent.update(batch))
     agent.uncompile()
     with FlopCounterMode(display=False) as counter:
         agent.loss(batch.to(device))[0].backward()
@@ -164,11 +168,13 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
     )
 
 
-def random_replay(config: Config, observation: ObservationSpec, action: ActionSpec, streams: int) -> Replay:
+def random_replay(
+    config: Config, observation: ObservationSpec, action: ActionSpec, streams: int, device: torch.device = CPU
+) -> Replay:
     """Rows of random numbers, enough for a batch of different sequences."""
     rows = config.replay.length + 1 + 2 * config.replay.batch * config.replay.length // streams
     model, generator = config.model, torch.Generator().manual_seed(0)
-    replay = new_replay(config, observation, action, streams, streams * rows, generator)
+    replay = new_replay(config, observation, action, streams, streams * rows, generator, device)
     for row in range(rows):
         is_first = torch.full((streams,), row % EPISODE == 0)
         is_last = torch.full((streams,), row % EPISODE == EPISODE - 1)
@@ -277,7 +283,9 @@ class Stopwatch:
         return run
 
 
-def _acting(agent: Agent, replay: Replay, count: int) -> Callable[[], Tensor]:
+def _acting(agent: Agent, replay: Replay, count: int, batch: Batch) -> Callable[[], Tensor]:
+    if agent.is_captured:
+        agent.capture_acting(batch, count)
     observation = random_observation(agent.observation_spec, count, replay.generator)
     flags, memory = torch.zeros(count, dtype=torch.bool), agent.start(count)
     return lambda: agent.act(observation, flags, flags, memory).action.cpu()
@@ -298,7 +306,8 @@ def _collected_per_second(config: Config, agent: Agent, environments: Environmen
     """By the training loop itself, at a ratio at which no update is ever due."""
     rows = config.replay.length + 1
     streams, generator = len(environments), torch.Generator().manual_seed(0)
-    replay = new_replay(config, agent.observation_spec, agent.action_spec, streams, streams * rows, generator)
+    spaces = agent.observation_spec, agent.action_spec
+    replay = new_replay(config, *spaces, streams, streams * rows, generator, agent.device)
     return _loop(replace(config, ratio=1e-12), agent, environments, replay, (), STEP_SECONDS)
 
 
@@ -319,7 +328,7 @@ def _training(
         bare: steps per second of all environments alone.
     """
     count = len(environments)
-    replay = random_replay(config, agent.observation_spec, agent.action_spec, count)
+    replay = random_replay(config, agent.observation_spec, agent.action_spec, count, agent.device)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         health = Health(config, agent.action_spec, replay.streams * replay.rows)
         logger = Logger(Path(folder), config, Terminal(nowhere), Counters(repeat=1), health)

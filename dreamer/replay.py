@@ -29,11 +29,13 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
+from .cuda import moved
 from .errors import UserMistake
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec
@@ -66,13 +68,13 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(
-            observation={key: value.to(device) for key, value in self.observation.items()},
-            prev_action=self.prev_action.to(device),
-            reward=self.reward.to(device),
-            is_first=self.is_first.to(device),
-            is_last=self.is_last.to(device),
-            is_terminal=self.is_terminal.to(device),
-            start=State(self.start.deter.to(device), self.start.stoch.to(device)),
+            observation={key: moved(value, device) for key, value in self.observation.items()},
+            prev_action=moved(self.prev_action, device),
+            reward=moved(self.reward, device),
+            is_first=moved(self.is_first, device),
+            is_last=moved(self.is_last, device),
+            is_terminal=moved(self.is_terminal, device),
+            start=State(moved(self.start.deter, device), moved(self.start.stoch, device)),
         )
 
 
@@ -205,12 +207,11 @@ class Replay:
         """B sequences: first each fresh window once, then uniformly over all start positions."""
         assert self.starts > 0, "sampled from a replay without a whole sequence"
         windows = self._draw(batch)
-        streams = torch.tensor([window.stream for window in windows], device=self.device).unsqueeze(1)
-        times = self._times(windows)
-        rows = {key: values[streams, times] for key, values in self.data.items() if key not in LATENTS}
-        first = times[:, 0]
-        stoch = self.data["stoch"][streams[:, 0], first].long()
-        latent = State(self.data["deter"][streams[:, 0], first], F.one_hot(stoch, self.classes).float())
+        places = moved(torch.from_numpy(self._places(windows)), self.device)
+        flat = {key: values.flatten(0, 1) for key, values in self.data.items()}
+        rows = {key: values[places] for key, values in flat.items() if key not in LATENTS}
+        first = places[:, 0]
+        latent = State(flat["deter"][first], F.one_hot(flat["stoch"][first].long(), self.classes).float())
         return align(rows, self.keys, latent), windows
 
     def blank(self, batch: int) -> Batch:
@@ -230,24 +231,27 @@ class Replay:
         windows.extend(Window(p // per_stream, self.oldest + p % per_stream) for p in positions.tolist())
         return windows
 
-    def _times(self, windows: list[Window]) -> Tensor:
-        """Places in the ring (B, T + 1) of the rows of some windows."""
-        starts = torch.tensor([window.start for window in windows], device=self.device)
-        return (starts.unsqueeze(1) + torch.arange(self.length + 1, device=self.device)) % self.rows
+    def _places(self, windows: list[Window]) -> np.ndarray:
+        """Where the rows of some windows lie, (B, T + 1), counted over the rings of all streams."""
+        streams, starts = np.array(windows).T[..., None]
+        return streams * self.rows + (starts + np.arange(self.length + 1)) % self.rows
 
     def refresh(self, windows: list[Window], latent: State) -> None:
         """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
 
-        Windows may overlap; then the last one counts. So they are written in order, one by one. Where a posterior is
-        not finite the old one stays, since what starts from it would not be finite either.
+        Windows may overlap; then the last one counts. Where a posterior is not finite the old one stays, since what
+        starts from it would not be finite either. Nothing here waits for a GPU that still computes them.
         """
-        deter, stoch = latent.deter.to(self.device), latent.stoch.argmax(-1).to(self.device, torch.uint8)
-        finite = torch.isfinite(deter).all(-1)
-        whole = bool(finite.all())
-        for i, (window, times) in enumerate(zip(windows, self._times(windows)[:, 1:])):
-            kept = slice(None) if whole else finite[i]
-            self.data["deter"][window.stream].index_copy_(0, times[kept], deter[i][kept])
-            self.data["stoch"][window.stream].index_copy_(0, times[kept], stoch[i][kept])
+        written = self._places(windows)[:, 1:].reshape(-1)
+        _, last = np.unique(written[::-1], return_index=True)
+        picks = len(written) - 1 - last
+        places, chosen = (moved(torch.from_numpy(x), self.device) for x in (written[picks], picks))
+        deter = latent.deter.to(self.device).flatten(0, 1)[chosen]
+        stoch = latent.stoch.argmax(-1).to(self.device, torch.uint8).flatten(0, 1)[chosen]
+        finite = torch.isfinite(deter).all(-1, keepdim=True)
+        for key, new in (("deter", deter), ("stoch", stoch)):
+            held = self.data[key].flatten(0, 1)
+            held.index_copy_(0, places, torch.where(finite, new, held[places]))
 
     # Saving --------------------------------------------------------------------------------------------
 
@@ -295,8 +299,9 @@ def new_replay(
     streams: int,
     capacity: int,
     generator: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> Replay:
     """An empty one for the agents of a config; the other arguments are those of `Replay`."""
     model = config.model
     latent = model.deter, model.stoch, model.classes
-    return Replay(observation, action.width, latent, streams, capacity, config.replay.length, generator)
+    return Replay(observation, action.width, latent, streams, capacity, config.replay.length, generator, device)

@@ -31,7 +31,9 @@ from .published import expectation
 from .replay import Replay, new_replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
-from .train import Counters, train
+from .train import CPU, Counters, train
+
+GPU_SHARE = 0.8  # of its memory, up to which the replay lies there too
 
 
 def start(config: Config, folder: RunFolder, environments: Any) -> None:
@@ -52,6 +54,8 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         check_spaces(folder, environments)
     replay = _replay(config, agent, environments.repeat, folder.rows)
     need = preflight.needs(agent, replay)
+    if device.type == "cuda" and sum(need) <= GPU_SHARE * device_memory(device):
+        replay = _replay(config, agent, environments.repeat, folder.rows, device)
     preflight.check(need, device_memory(device), agent, replay)
     about = describe(config, agent, replay, environments, need)
     with folder.lock():
@@ -159,7 +163,8 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
         f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
         f"({batch / config.ratio * repeat:g} frames), {updates:,} update{'s' * (updates != 1)} in all",
-        f"replay of {_amount(replay.streams * replay.rows, config, repeat)}",
+        f"replay of {_amount(replay.streams * replay.rows, config, repeat)}"
+        + ", on the GPU" * (replay.device.type == "cuda"),
         f"memory: {preflight.in_words(need)}",
         *([expected] if expected else []),
         "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
@@ -192,7 +197,7 @@ def _amount(rows: int, config: Config, repeat: int) -> str:
     return f"{rows:,} rows"
 
 
-def _replay(config: Config, agent: Agent, repeat: int, seen: int) -> Replay:
+def _replay(config: Config, agent: Agent, repeat: int, seen: int, device: torch.device = CPU) -> Replay:
     """As large as configured, but no larger than the run needs, and within half of the memory."""
     model = config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
@@ -204,11 +209,16 @@ def _replay(config: Config, agent: Agent, repeat: int, seen: int) -> Replay:
         streams=config.envs,
         capacity=min(config.replay.capacity, rows + config.envs, total_memory() // 2 // row),
         generator=torch.Generator().manual_seed(seeds(config.seed).sampling),
+        device=device,
     )
 
 
 def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
-    """Compile, or say why not and go on without."""
+    """Compile, and capture on a GPU, or say why not and go on without.
+
+    Raises:
+        UserMistake: an update does not fit into the device's memory.
+    """
     config = agent.config
     if not config.run.compile:
         return
@@ -218,14 +228,39 @@ def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
             agent.compile()
             try:
                 with terminal.waiting("Compiling, once for this machine and model"):
-                    agent.warm_up(replay.blank(config.replay.batch), config.envs)
+                    blank = replay.blank(config.replay.batch)
+                    agent.warm_up(blank, config.envs)
+                    if agent.device.type == "cuda":
+                        agent.capture(blank, config.envs)
                 return
+            except torch.OutOfMemoryError:
+                agent.uncompile()
+                raise UserMistake(_does_not_fit(agent, replay)) from None
             except Exception as error:  # whatever a compiler may raise
                 agent.uncompile()
                 problem = (str(error).strip() or type(error).__name__).splitlines()[0]
                 if not _removed_broken_library(error):
                     break
     terminal.say(f"Not compiling: {problem}. Everything works, more slowly.")
+
+
+def _does_not_fit(agent: Agent, replay: Replay) -> str:
+    """What to do about an update for which there was not enough memory, by trying smaller ones."""
+    config = agent.config
+    batch = config.replay.batch
+    hint = "even a single sequence does not fit: give a smaller --size"
+    while batch := batch // 2:
+        try:
+            agent.warm_up(replay.blank(batch), config.envs)
+            hint = f"replay.batch={batch} fits, as does a smaller --size"
+            break
+        except torch.OutOfMemoryError:
+            continue
+    return (
+        f"an update of a {config.size} model with batches of {config.replay.batch} x {config.replay.length} steps does "
+        f"not fit into the memory of this {agent.device.type} device "
+        f"({preflight.size(device_memory(agent.device))}); {hint}"
+    )
 
 
 def _removed_broken_library(error: Exception) -> bool:

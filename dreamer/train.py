@@ -9,7 +9,10 @@ import torch
 
 from .agent import Agent, Memory
 from .config import Config
+from .cuda import moved
 from .replay import Batch, Replay, Transition
+
+CPU = torch.device("cpu")
 
 
 class Rows(Protocol):
@@ -122,7 +125,7 @@ def train(
         except Exception:
             saver.save(None)  # nothing is half done here: what was learned so far is kept
             raise
-        seen = tensors(rows)
+        seen = tensors(rows, replay.device)  # which a GPU's replay and its agent share
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
         replay.add(Transition(**seen, action=memory.action, latent=memory.state))
         # Fetched before learning: the environments' next actions do not wait for a GPU that learns.
@@ -145,12 +148,16 @@ def train(
     saver.save(memory)
 
 
-def tensors(rows: Rows) -> dict[str, Any]:
-    """The fields of some rows as tensors that share their memory."""
+def tensors(rows: Rows, device: torch.device = CPU) -> dict[str, Any]:
+    """The fields of some rows as tensors; on the CPU they share their memory."""
+
+    def tensor(value: np.ndarray) -> torch.Tensor:
+        return moved(torch.from_numpy(value), device)
+
     return {
-        "observation": {key: torch.from_numpy(value) for key, value in rows.observation.items()},
-        "reward": torch.from_numpy(rows.reward),
-        "is_first": torch.from_numpy(rows.is_first),
-        "is_last": torch.from_numpy(rows.is_last),
-        "is_terminal": torch.from_numpy(rows.is_terminal),
+        "observation": {key: tensor(value) for key, value in rows.observation.items()},
+        "reward": tensor(rows.reward),
+        "is_first": tensor(rows.is_first),
+        "is_last": tensor(rows.is_last),
+        "is_terminal": tensor(rows.is_terminal),
     }

@@ -26,8 +26,8 @@ def config() -> Config:
     return replace(base, model=model, behavior=replace(base.behavior, horizon=3))
 
 
-def make_agent() -> Agent:
-    return Agent(config(), OBSERVATION, ACTION, torch.device("cpu"), torch.float32)
+def make_agent(device: str = "cpu") -> Agent:
+    return Agent(config(), OBSERVATION, ACTION, torch.device(device), torch.float32)
 
 
 def make_batch(agent: Agent, seed: int) -> Batch:

@@ -110,14 +110,20 @@ def parameters(agent: Agent) -> dict[str, torch.Tensor]:
     }
 
 
-def make_agent() -> Agent:
+def make_agent(device: str = "cpu") -> Agent:
     config = make_config("golden/vector", settings=["optimizer.learning_rate=1e-3", "optimizer.warmup=2"])
     model = replace(config.model, deter=DETER, hidden=16, stoch=STOCH, classes=CLASSES, units=16)
     config = replace(config, model=model, behavior=replace(config.behavior, horizon=5))
     observation = ObservationSpec(images={}, floats={"position": 5, "velocity": 3}, integers={})
-    agent = Agent(config, observation, ActionSpec((ActionPart("action", size=2),)), torch.device("cpu"), torch.float32)
-    # Actions are mean + 0.5 standard deviations.
-    agent._rollout_noise = lambda n: Noise(torch.zeros(5, n, STOCH), torch.full((6, n, 2), 0.5))  # type: ignore
+    agent = Agent(config, observation, ActionSpec((ActionPart("action", size=2),)), torch.device(device), torch.float32)
+
+    def noise(starts: int) -> Noise:
+        """Actions are mean + 0.5 standard deviations."""
+        return Noise(
+            torch.zeros(5, starts, STOCH, device=agent.device), torch.full((6, starts, 2), 0.5, device=agent.device)
+        )
+
+    agent._rollout_noise = noise  # type: ignore[method-assign]
     own = parameters(agent)
     assert set(own) == set(names()) | set(slow_names())
     with torch.no_grad():
@@ -143,10 +149,17 @@ def compiled() -> Agent:
     return agent
 
 
-@pytest.fixture(params=["eager", "compiled"])
-def agent(request) -> Agent:
-    agent = make_agent()
+@pytest.fixture(params=["eager", "compiled", "captured"])
+def agent(request, batch) -> Agent:
+    """The last one is compiled and on a GPU where there is one; on a CPU its buffers alone are like a graph's."""
+    agent = make_agent("cuda" if request.param == "captured" and torch.cuda.is_available() else "cpu")
     if request.param == "eager":
+        return agent
+    if request.param == "captured":
+        if agent.device.type == "cuda":
+            agent.compile()
+            agent.warm_up(batch, environments=2)
+        agent.capture(batch, environments=2)
         return agent
     if problem := why_not_compile(agent.device):
         pytest.skip(problem)
@@ -171,14 +184,16 @@ def batch() -> Batch:
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float, what: str) -> None:
     """Largest difference, relative to the largest entry."""
+    if ours.is_cuda:  # which adds up in another order
+        ours, relative = ours.cpu(), 10 * relative
     error = (ours.detach() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
     assert ours.shape == theirs.shape and error < relative, f"{what}: relative error {error:.1e}"
 
 
 def test_forward(agent, batch):
-    model = agent.world_model
+    model, batch = agent.world_model, batch.to(agent.device)
     close(model.encoder(batch.observation), golden("out/tokens"), 1e-5, "tokens")
-    posterior, logits = model.observe(batch, torch.zeros(3, 8, STOCH))
+    posterior, logits = model.observe(batch, torch.zeros(3, 8, STOCH, device=agent.device))
     close(posterior.deter, golden("out/deter"), 1e-5, "deter")
     close(posterior.stoch, golden("out/stoch"), 1e-5, "stoch")
     close(logits, golden("out/posterior_logit"), 1e-5, "posterior logits")
@@ -196,7 +211,7 @@ def unreduced_losses(agent: Agent, batch: Batch, monkeypatch) -> dict[str, torch
         return total(losses, scales, shape)
 
     monkeypatch.setattr(dreamer.agent, "total_loss", spy)
-    agent.loss(batch)
+    agent.loss(batch.to(agent.device))
     return seen
 
 
@@ -208,7 +223,7 @@ def test_losses(agent, batch, monkeypatch):
 
 
 def test_imagination_means(agent, batch):
-    _, metrics, _, _ = agent.loss(batch)
+    _, metrics, _, _ = agent.loss(batch.to(agent.device))
     for ours, theirs in {
         "advantage": "adv",
         "reward": "rew",
@@ -220,7 +235,7 @@ def test_imagination_means(agent, batch):
 
 
 def test_total_and_gradients(agent, batch):
-    total, _, _, _ = agent.loss(batch)
+    total, _, _, _ = agent.loss(batch.to(agent.device))
     close(total, golden("out/total_loss"), 1e-5, "total loss")
     total.backward()
     own = parameters(agent)
@@ -241,7 +256,7 @@ def test_three_updates(agent, batch):
     own = parameters(agent)
     compared = 0
     for ours, theirs in (names() | slow_names()).items():
-        movement = own[ours] - converted("init", theirs)
+        movement = own[ours].cpu() - converted("init", theirs)
         expected = converted("after3", theirs) - converted("init", theirs)
         if theirs.startswith("slowval"):
             # The slow critic moves along with those entries of the critic that count.

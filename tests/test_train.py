@@ -181,6 +181,7 @@ class World:
         class Held:
             add, sample, refresh = world.add, world.sample, world.refresh
             streams, rows, length = world.count, 10**6, world.config.replay.length
+            device = torch.device("cpu")
             starts = property(lambda held: world.count * max(0, world.held - length))
 
         train(

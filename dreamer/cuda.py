@@ -1,0 +1,80 @@
+"""What is special to a GPU: a launch is dear, so a whole function becomes one, and nobody waits for a transfer.
+
+A CUDA graph repeats the same kernels upon the same addresses. So tensors come in and go out through buffers that stay,
+and whatever else differs from call to call lives on the device: the optimiser's count, and the state of the random
+numbers' generator, which the graph advances at each replay.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as tree
+
+WARM_UPS = 3  # calls before capturing, in which libraries allocate what they keep
+
+
+class Captured:
+    """A function of nested tensors as one CUDA graph.
+
+    Args:
+        function: takes and returns tensors, also nested in dictionaries and named tuples; asks the device for nothing,
+            and reads and writes all else that it uses in place.
+        arguments: to warm up and capture with, on the device of `generator`; after them everything is as before but
+            for what the function itself writes. Those of later calls have the same shapes.
+        generator: of its random numbers.
+
+    On another device than a GPU the function is called upon the same buffers, so that the rest can be tested there.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], generator: torch.Generator):
+        values, self._form = tree.tree_flatten(arguments)
+        self._inputs: list[Tensor] = [value.clone() for value in values]
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if generator.device.type == "cuda":
+            self._capture(generator)
+
+    def _capture(self, generator: torch.Generator) -> None:
+        before = generator.get_state()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self._call()
+        torch.cuda.current_stream().wait_stream(stream)
+        generator.set_state(before)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=stream):
+            self._outputs = self._call()
+        self._graph = graph
+
+    def _call(self) -> Any:
+        return self._function(*tree.tree_unflatten(self._inputs, self._form))
+
+    def accepts(self, *arguments: Any) -> bool:
+        """Whether these have the shapes that it was captured with."""
+        values, form = tree.tree_flatten(arguments)
+        return form == self._form and all(
+            value.shape == own.shape and value.dtype == own.dtype for value, own in zip(values, self._inputs)
+        )
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function's result, in tensors that later calls leave alone."""
+        assert self.accepts(*arguments), "not what was captured"
+        for own, value in zip(self._inputs, tree.tree_flatten(arguments)[0]):
+            own.copy_(value, non_blocking=True)
+        if self._graph is None:
+            self._outputs = self._call()
+        else:
+            self._graph.replay()
+        return tree.tree_map(torch.clone, self._outputs)
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """To a device; to a GPU by way of pinned memory, so that what was sent there before need not be done."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
