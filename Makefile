@@ -1,6 +1,7 @@
 # make train     virtual environment, install, train.  Variables: ENV, ARGS; for all: PYTHON, TORCH, VENV
 # make test      virtual environment, install, tests.  Variables: PYTEST_ARGS
 # make evidence  the runs of a list, one after the other or side by side.  Variables: LIST, ARGS
+# make gpu       on a machine with a GPU: its tests, speeds, a profile and a short training, in one report
 # make lint      style and types
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +12,7 @@ PYTEST_ARGS ?=
 LIST ?= runs/results/cpu.csv
 BIN := $(VENV)/bin
 
-.PHONY: install train test evidence lint clean
+.PHONY: install train test evidence gpu lint clean
 
 train: $(VENV)/installed
 	$(BIN)/dreamer train --env $(ENV) $(ARGS)
@@ -21,6 +22,9 @@ test: $(VENV)/installed-test
 
 evidence: $(VENV)/installed
 	$(BIN)/dreamer batch $(LIST) $(ARGS)
+
+gpu: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/gpu_report.py $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -1,0 +1,163 @@
+"""What a machine with a GPU has to show: its tests, bench's tables, a profile of the training loop, a short training.
+
+    make gpu                     # or: python tests/gpu_report.py --out runs/results/gpu
+
+Writes report.md, and each bench's JSON beside it. What fails is said there, with exit code 1, and the rest goes on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from dreamer import bench
+from dreamer.agent import Agent
+from dreamer.config import make_config
+from dreamer.machine import choose_device, choose_dtype
+from dreamer.spaces import action_spec, observation_spec
+from dreamer.train import Counters, train
+from envs import Vector, make
+
+BENCHES = ("dmc/walker_walk:1m", "dmc/walker_walk:12m", "dmc_vision/walker_walk:12m", "dmc_vision/walker_walk:200m")
+TESTS = ("tests/test_cuda.py", "tests/test_golden.py", "tests/test_compile.py", "tests/test_replay.py")
+KERNELS = 15  # of a profile that are listed
+
+
+def shell(command: list[str], seconds: float) -> tuple[bool, str, str, float]:
+    """Whether it went well, its output and its errors, and how long it took."""
+    begun = time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+        result = done.returncode == 0, done.stdout, done.stderr
+    except subprocess.TimeoutExpired:
+        result = False, "", f"took longer than {seconds:g} s"
+    return *result, time.perf_counter() - begun
+
+
+def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], seconds: float) -> list[str]:
+    """How busy the device is while the training loop runs, and with what."""
+    config = make_config(task, size=size, settings=[f"ratio={ratio}", *settings])
+    environments = Vector([lambda: make(task) for _ in range(config.envs)], range(config.envs))
+    device = choose_device(config.run.device)
+    observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
+    agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
+    replay = bench.random_replay(config, observation, action, config.envs, device)
+    batch, _ = replay.sample(config.replay.batch)
+    if config.run.compile:
+        agent.compile()
+        agent.warm_up(batch, config.envs)
+    if device.type == "cuda":
+        agent.capture(batch, config.envs)
+    counters = Counters(repeat=1, updates=1)
+
+    def run(seconds: float) -> float:
+        begun = time.perf_counter()
+        train(
+            replace(config, frames=sys.maxsize), agent, environments, replay, counters, (), bench.Unsaved(),
+            lambda: time.perf_counter() > begun + seconds,
+        )  # fmt: skip
+        return time.perf_counter() - begun
+
+    run(seconds / 2)
+    before = counters.updates
+    with torch.profiler.profile() as profiler:
+        wall = run(seconds)
+    environments.close()
+    on = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    kernels = [
+        each
+        for each in profiler.key_averages()
+        if device.type != "cuda" or each.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    busy = sum(getattr(each, on) for each in kernels) / 1e6
+    lines = [
+        f"{task}, {size}, ratio {ratio:g}: {counters.updates - before} updates in {wall:.2f} s, the device busy for "
+        f"{busy:.2f} s, {busy / wall:.0%} (profiled, which slows the launching down)",
+        "",
+    ]
+    for each in sorted(kernels, key=lambda each: -getattr(each, on))[:KERNELS]:
+        lines.append(f"{getattr(each, on) / 1e3:10.1f} ms {each.count:8} x  {each.key[:90]}")
+    return lines
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/results/gpu"), show_default=True)
+@click.option("--bench", "benches", multiple=True, default=BENCHES, show_default=True, help="TASK:SIZE")
+@click.option("--test", "tests", multiple=True, default=TESTS, show_default=True)
+@click.option("--task", default="atari100k/pong", show_default=True, help="To profile and to train.")
+@click.option("--size", default="12m", show_default=True)
+@click.option("--ratio", default=128.0, show_default=True)
+@click.option("--frames", default=20_000, show_default=True, help="Of the short training.")
+@click.option("--seconds", default=6.0, show_default=True, help="Of the profile.")
+@click.option("--set", "settings", multiple=True, help="For all, as for dreamer train.")
+def main(out, benches, tests, task, size, ratio, frames, seconds, settings):
+    out.mkdir(parents=True, exist_ok=True)
+    device = choose_device("auto")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    lines = [
+        "# What a GPU shows", "", f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}", "",
+        "| one update | time | updates/s | first update | share of the peak | acting, 16 at once |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    failed, tables = [], []
+    given = [word for setting in settings for word in ("--set", setting)]
+    dreamer = [sys.executable, "-m", "dreamer"]
+    for each in benches:
+        where, which = each.rsplit(":", 1)
+        click.echo(f"bench {each} ...", err=True)
+        done, said, wrong, _ = shell([*dreamer, "bench", "--env", where, "--size", which, "--json", *given], 900)
+        if not done:
+            failed.append(f"bench {each}: {' '.join(wrong.split())[-400:]}")
+            continue
+        found = json.loads(said)
+        (out / f"{where.replace('/', '-')}-{which}.json").write_text(json.dumps(found, indent=2) + "\n")
+        lines.append(
+            f"| {where}, {which} | {1000 * found['update']['median_s']:.2f} ms | {found['updates_per_second']:.1f} | "
+            f"{found['first_update_s']:.1f} s | {found['peak_share']:.0%} | "
+            f"{1000 * found['acting']['16']['median_s']:.2f} ms |"
+        )
+        allowed = found["training"]["of_allowed"]
+        tables.append(
+            f"{where}, {which}: the training loop reaches {allowed:.0%} of what updates and environments allow"
+        )
+    lines += ["", *tables, "", "## Tests", "", "```"]
+    if tests:
+        click.echo("tests ...", err=True)
+        done, said, _, _ = shell([sys.executable, "-m", "pytest", "-q", "-rs", *tests], 1200)
+        lines += [line for line in said.splitlines() if line][-25:]
+        if not done:
+            failed.append("tests")
+    lines += ["```", "", "## Profile", "", "```"]
+    click.echo("profile ...", err=True)
+    try:
+        lines += profile(task, size, ratio, settings, seconds)
+    except Exception as error:  # the rest is worth having
+        failed.append(f"profile: {error}")
+    lines += ["```", "", "## A short training", ""]
+    click.echo("training ...", err=True)
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--env", task, "--size", size, "--frames", str(frames), "--set", f"ratio={ratio:g}"]
+        done, said, wrong, took = shell([*dreamer, "train", *options, *given, "--run", f"{folder}/run"], 1800)
+        lines.append(f"`dreamer train {' '.join(options)}`: {took:.1f} s, compiling included")
+        if done:
+            seen = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+            rates = [each["speed/updates_per_second"] for each in seen if "speed/updates_per_second" in each]
+            lines.append(f"{max(rates, default=0):.1f} updates/s at best")
+        else:
+            failed.append(f"training: {' '.join(wrong.split())[-400:]}")
+    lines += ["", *(f"FAILED {each}" for each in failed)]
+    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    click.echo(f"Wrote {out / 'report.md'}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

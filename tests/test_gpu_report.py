@@ -1,0 +1,56 @@
+"""The report of `make gpu`, where there may be no GPU: the profile is real, the rest what commands would say."""
+
+import json
+
+import gpu_report
+import tiny
+from click.testing import CliRunner
+
+FOUND = {
+    "update": {"median_s": 0.005},
+    "updates_per_second": 200.0,
+    "first_update_s": 70.0,
+    "peak_share": 0.4,
+    "acting": {"16": {"median_s": 0.001}},
+    "training": {"of_allowed": 0.9},
+}
+OPTIONS = ["--task", "gym/CartPole-v1", "--size", "1m", "--ratio", "1", "--seconds", "0.2"]
+OPTIONS += [word for setting in tiny.WIDTHS for word in ("--set", setting)]
+
+
+def report(folder, monkeypatch, shell):
+    monkeypatch.setattr(gpu_report, "shell", shell)
+    result = CliRunner().invoke(gpu_report.main, [*OPTIONS, "--bench", "gym/CartPole-v1:1m", "--out", str(folder)])
+    return result.exit_code, (folder / "report.md").read_text()
+
+
+def test_everything_is_in_one_report(tmp_path, monkeypatch):
+    def shell(command, seconds):
+        if "bench" in command:
+            return True, json.dumps(FOUND), "", 1.0
+        if "train" in command:
+            folder = gpu_report.Path(command[-1])
+            folder.mkdir()
+            (folder / "metrics.jsonl").write_text(json.dumps({"speed/updates_per_second": 150.0}) + "\n")
+            return True, "", "", 12.0
+        return True, "8 passed\n", "", 1.0
+
+    code, text = report(tmp_path / "gpu", monkeypatch, shell)
+    assert code == 0 and "FAILED" not in text
+    assert "| gym/CartPole-v1, 1m | 5.00 ms | 200.0 | 70.0 s | 40% | 1.00 ms |" in text
+    assert "reaches 90% of what updates and environments allow" in text
+    assert "8 passed" in text and "150.0 updates/s at best" in text and "12.0 s, compiling included" in text
+    assert "the device busy for" in text and "aten::" in text
+    assert json.loads((tmp_path / "gpu" / "gym-CartPole-v1-1m.json").read_text()) == FOUND
+
+
+def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch):
+    def profile(*arguments):
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(gpu_report, "profile", profile)
+    code, text = report(tmp_path / "gpu", monkeypatch, lambda *_: (False, "2 failed\n", "out of memory", 1.0))
+    assert code == 1
+    for line in ("FAILED bench gym/CartPole-v1:1m: out of memory", "FAILED tests", "FAILED profile: no profiler"):
+        assert line in text
+    assert "FAILED training: out of memory" in text and "2 failed" in text
