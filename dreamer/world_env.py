@@ -137,7 +137,7 @@ def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> St
     if not usable.any():
         raise UserMistake(f"{checkpoint.folder} holds no rows to begin a dream from; train for longer")
     stoch = torch.nn.functional.one_hot(latents["stoch"][usable].long(), model.classes).float()
-    return State(latents["deter"][usable].to(agent.device), stoch.to(agent.device))
+    return State(latents["deter"][usable].float().to(agent.device), stoch.to(agent.device))
 
 
 def _alone(space: spaces.Dict) -> spaces.Space[Any]:

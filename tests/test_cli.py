@@ -251,14 +251,14 @@ def test_the_beginning_tells_what_will_happen(tmp_path, monkeypatch):
         return works(*CARTPOLE, "--run", tmp_path / str(frames), "--frames", frames, *arguments).stderr
 
     text = said(10)
-    # A row: 4 floats, 2 of an action, the reward, 3 flags, 16 of the state, 2 latents of a byte.
+    # A row: 4 floats, 2 of an action, the reward, 3 flags, 16 of the state in half precision, 2 latents of a byte.
     assert "replay of 11 rows, all that the run collects" in text
-    assert "memory: replay 1.07 kB when full, model " in text
+    assert "memory: replay 0.715 kB when full, model " in text
     assert "train ratio 1: an update of 8 steps every 8 agent steps (8 frames), 1 update in all" in text
     assert "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued" in text
-    monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 97)
+    monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 65)
     assert "replay of 60 rows, which is half of this machine's memory (replay.capacity is 5,000,000)" in said(90)
-    assert "replay of 50 rows\n  memory: replay 4.85 kB when full" in said(91, "--set", "replay.capacity=50")
+    assert "replay of 50 rows\n  memory: replay 3.25 kB when full" in said(91, "--set", "replay.capacity=50")
 
 
 def test_pong_learns_from_frames(tmp_path):

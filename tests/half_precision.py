@@ -1,0 +1,57 @@
+"""What it does to the losses if the replay keeps deter in half precision: on batches of a trained run's own replay.
+
+    python tests/half_precision.py runs/FOLDER
+
+For each kind of number: how far the losses of the same batches, with the same random numbers, move from those with float32,
+beside how far they move if other random numbers are drawn. Nothing is trained.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from dreamer.checkpoint import RunFolder
+from dreamer.replay import new_replay
+
+KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--batches", default=20, show_default=True)
+def main(run, batches):
+    folder = RunFolder(run)
+    checkpoint = folder.newest(with_replay=True)
+    agent = folder.load_agent("cpu", checkpoint=checkpoint)
+    config = agent.config
+    replay = new_replay(
+        config, agent.observation_spec, agent.action_spec, config.envs,
+        checkpoint.rows + config.envs * (config.replay.length + 1), torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    checkpoint.fill(replay)
+    replay.queue.clear()
+    found = {kind: [] for kind in ("other noise", *KINDS)}
+    for number in range(batches):
+        batch, _ = replay.sample(config.replay.batch)
+        plain = losses(agent, batch, number)
+        found["other noise"].append(losses(agent, batch, 1000 + number) - plain)
+        for kind, dtype in KINDS.items():
+            start = batch.start._replace(deter=batch.start.deter.to(dtype).float())
+            found[kind].append(losses(agent, batch._replace(start=start), number) - plain)
+    names = list(agent.loss(batch)[1])
+    keep = [i for i, name in enumerate(names) if name.startswith("loss/")]
+    print(f"{'mean difference, its deviation':<30}" + "".join(f"{kind:>26}" for kind in found))
+    for i in keep:
+        print(f"{names[i]:<30}" + "".join(f"{np.mean(d, 0)[i]:>13.2e}{np.std(d, 0)[i]:>13.2e}" for d in found.values()))
+
+
+@torch.no_grad()
+def losses(agent, batch, seed):
+    agent.generator.manual_seed(seed)
+    return np.array([float(value) for value in agent.loss(batch)[1].values()])
+
+
+if __name__ == "__main__":
+    main()
