@@ -2,7 +2,7 @@
 
     python tests/half_precision.py runs/FOLDER
 
-For each kind of number: how far the losses of the same batches, with the same random numbers, move from those with float32,
+For each kind of number: how far the losses of the same batches, by the same random numbers, move from float32's,
 beside how far they move if other random numbers are drawn. Nothing is trained.
 """
 

@@ -28,6 +28,8 @@ from dreamer.train import Counters, tensors, train
 
 WAIT = 3
 ANSWER, LEAVE = 100.0, 30.0
+RICH, BETTER = 1000.0, 100.0
+TASTE = ("behavior.entropy=0.1", "behavior.horizon=2")
 CUT = 0.2  # the chance of a time limit at each step before the bell
 SETTINGS = (
     "model.deter=64", "model.hidden=32", "model.units=32", "model.stoch=4", "model.classes=4", "model.blocks=4",
@@ -56,12 +58,31 @@ class Recall(gymnasium.Env):
         return np.array([0, self.count == WAIT], np.float32), 0.0, False, cut, {}
 
 
-def learn(seed, rows, settings=(), envs_=4):
+class Taste(gymnasium.Env):
+    """One step: by chance there are 1000 points or none, and 100 more for one of two actions.
+
+    No score tells whether returns are scaled, since LaProp divides gradients by their size. What tells it is how
+    random the policy stays: the entropy bonus e and the return scale S leave it with the log odds 100 / (e S).
+    """
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.rich = bool(self.np_random.integers(2))
+        return np.array([self.rich], np.float32), {}
+
+    def step(self, action):
+        return np.array([-1], np.float32), RICH * self.rich + BETTER * (action == 1), True, False, {}
+
+
+def learn(seed, rows, settings=(), envs_=4, task=Recall):
     """An agent that has seen so many rows, and environments to score it in."""
     import tiny
 
     config = make_config("test/recall", settings=[*SETTINGS, *settings], seed=seed, envs=envs_, frames=rows)
-    vector = envs.Vector([lambda: envs.Adapt(Recall())] * envs_, np.random.SeedSequence(seed).generate_state(envs_))
+    vector = envs.Vector([lambda: envs.Adapt(task())] * envs_, np.random.SeedSequence(seed).generate_state(envs_))
     agent = tiny.tiny_agent(config, vector)
     memory = tiny.tiny_replay(config, agent, capacity=rows + envs_)
     train(config, agent, vector, memory, Counters(1), [tiny.Silent()], tiny.Unsaved(), tiny.never)
@@ -78,6 +99,19 @@ def score(agent, vector, rows=1500):
         totals = np.where(seen.is_first, 0, totals + seen.reward)
         points.extend(totals[seen.is_terminal])
     return float(np.mean(points))
+
+
+def log_odds(agent, vector, rows=1200):
+    """Of the better action in `Taste`, as the policy chooses; and what they are when it has learned all."""
+    memory, chosen = agent.start(len(vector)), []
+    for _ in range(rows // len(vector)):
+        seen = vector.step(agent.action_spec.to_environment(memory.action.numpy()))
+        rows_ = tensors(seen)
+        memory = agent.act(rows_["observation"], rows_["is_first"], rows_["is_last"], memory)
+        chosen.extend(memory.action[rows_["is_first"], 1].tolist())
+    share = np.clip(np.mean(chosen), 1e-3, 1 - 1e-3)
+    scale = float(agent.actor_critic.return_high - agent.actor_critic.return_low)
+    return float(np.log(share / (1 - share))), BETTER / (agent.config.behavior.entropy * scale)
 
 
 # Broken on purpose ---------------------------------------------------------------------------------------
@@ -131,13 +165,18 @@ BREAKS = {
 @click.option("--seed", default=0)
 @click.option("--rows", default=1500)
 @click.option("--set", "settings", multiple=True)
-def main(broken, seed, rows, settings):
+@click.option("--taste", is_flag=True, help="The other task, which tells whether returns are scaled.")
+def main(broken, seed, rows, settings, taste):
     begun = time.perf_counter()
     torch.set_num_threads(1)
     with BREAKS[broken]() if broken else contextlib.nullcontext():
-        agent, vector = learn(seed, rows, settings)
-        print(f"{broken or 'whole'}, seed {seed}, {rows} rows: {score(agent, vector):.1f} points, "
-              f"{time.perf_counter() - begun:.0f} s")  # fmt: skip
+        if taste:
+            agent, vector = learn(seed, rows, (*TASTE, *settings), task=Taste)
+            found = "log odds {:.2f}, {:.2f} are right".format(*log_odds(agent, vector))
+        else:
+            agent, vector = learn(seed, rows, settings)
+            found = f"{score(agent, vector):.1f} points"
+        print(f"{broken or 'whole'}, seed {seed}, {rows} rows: {found}, {time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python tests/scaling.py --out runs/results/speed/scaling.csv
 
-Each line compiles anew; with none of the cache it takes about a minute and a half, twenty minutes in all. Leave the machine
+Each line compiles anew, a minute or two where nothing is cached, half an hour in all. Leave the machine
 alone meanwhile.
 """
 
