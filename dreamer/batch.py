@@ -22,13 +22,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import config as configs
 from . import published, scores
 from .checkpoint import NEWEST, CheckpointError
-from .compare import results as compared
 from .errors import UserMistake
+from .index import write_index
 from .machine import usable_cores
 
 COLUMNS = ("task", "seed", "size", "ratio", "frames", "settings")
@@ -279,28 +278,6 @@ def keep(folder: Path, entry: Entry, place: Path, minutes: float) -> None:
         )
         + "\n"
     )
-
-
-def write_index(results: Path) -> None:
-    """`index.md`: a line for each task and method, ours beside the published score, and the time it took."""
-    curves = [scores.read(path.parent) for path in sorted(results.glob("*/scores.csv"))]
-    curves = [curve for curve in curves if len(curve.frames)]
-    lines = [
-        "| task | size, ratio | seeds | frames | ours | range | published | verdict | machine | hours |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for each in compared(curves):
-        mine = [curve.folder for curve in curves if (curve.config.task, curve.method) == (each.task, each.method)]
-        made: list[dict[str, Any]] = [json.loads((path / "run.json").read_text()) for path in mine]
-        spread = f"{min(each.scores):.4g} to {max(each.scores):.4g}" if len(each.scores) > 1 else ""
-        there = "" if each.published is None else f"{each.published:.4g} at {each.published_frames:,}"
-        machines = "; ".join(sorted({run["machine"] for run in made}))
-        hours = " + ".join(f"{run['minutes'] / 60:.2g}" for run in made)
-        lines.append(
-            f"| `{each.task}` | {each.method} | {len(each.scores)} | {each.frames:,} | {each.mean:.4g} | {spread} | "
-            f"{there} | {each.verdict} | {machines} | {hours} |"
-        )
-    (results / "index.md").write_text("\n".join(lines) + "\n")
 
 
 def _commit() -> str:

@@ -126,14 +126,14 @@ def to_json(found: Sequence[Result]) -> dict[str, Any]:
         "results": [asdict(result) | {"mean": result.mean, "normalized": result.normalized} for result in found],
         "aggregates": [
             {"method": method, "scale": scale, "tasks": len(mine)} | asdict(value)
-            for (method, scale), mine in _comparable(found).items()
+            for (method, scale), mine in comparable(found).items()
             for value in aggregates(mine)
         ],
     }
 
 
-def _comparable(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """The results of each method whose scores are normalised in the same way."""
+def comparable(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """The results by method and scale, those whose scores are normalised in the same way."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in found:
         if result.normalized:
@@ -159,7 +159,7 @@ def table(found: Sequence[Result]) -> str:
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    for (method, scale), mine in _comparable(found).items():
+    for (method, scale), mine in comparable(found).items():
         if len(mine) < 2:
             continue
         lines.append(f"\n{method}, {scale}, over {len(mine)} tasks:")

@@ -1,0 +1,98 @@
+"""The index of a folder of results: ours beside the published scores, tasks together, and the time to each score."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import compare, published, scores
+from .scores import Curve
+
+
+def write_index(results: Path) -> None:
+    """`index.md` of the runs that `dreamer batch` has kept there."""
+    curves = [scores.read(path.parent) for path in sorted(results.glob("*/scores.csv"))]
+    curves = [curve for curve in curves if len(curve.frames)]
+    found = compare.results(curves)
+    lines = [*_results(found, curves), *_aggregates(found), *_times(curves)]
+    (results / "index.md").write_text("\n".join(lines) + "\n")
+
+
+def _results(found: Sequence[compare.Result], curves: Sequence[Curve]) -> list[str]:
+    lines = [
+        "| task | size, ratio | seeds | frames | ours | range | published | verdict | machine | hours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in found:
+        mine = [curve.folder for curve in curves if (curve.config.task, curve.method) == (each.task, each.method)]
+        made: list[dict[str, Any]] = [json.loads((path / "run.json").read_text()) for path in mine]
+        spread = f"{min(each.scores):.4g} to {max(each.scores):.4g}" if len(each.scores) > 1 else ""
+        there = "" if each.published is None else f"{each.published:.4g} at {each.published_frames:,}"
+        machines = "; ".join(sorted({run["machine"] for run in made}))
+        hours = " + ".join(f"{run['minutes'] / 60:.2g}" for run in made)
+        lines.append(
+            f"| `{each.task}` | {each.method} | {len(each.scores)} | {each.frames:,} | {each.mean:.4g} | {spread} | "
+            f"{there} | {each.verdict} | {machines} | {hours} |"
+        )
+    return lines
+
+
+def _aggregates(found: Sequence[compare.Result]) -> list[str]:
+    rows = []
+    for (method, scale), mine in compare.comparable(found).items():
+        if len(mine) < 2:
+            continue
+        for value in compare.aggregates(mine):
+            interval = f"{value.interval[0]:.3f} to {value.interval[1]:.3f}" if value.interval else "one seed"
+            rows.append(f"| {method} | {scale} | {len(mine)} | {value.name} | {value.value:.3f} | {interval} |")
+    head = [
+        "",
+        "## Over tasks",
+        "",
+        "| size, ratio | scale | tasks | | value | 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    return [*head, *rows] if rows else []
+
+
+def _times(curves: Sequence[Curve]) -> list[str]:
+    rows = []
+    for curve in curves:
+        taken = _hours(curve.folder / "times.csv")
+        for band in published.curve(curve.config.task):
+            frames = reached(curve, band.mean)
+            if frames is None or not len(taken):
+                continue
+            run, there = f"{curve.method}, seed {curve.config.seed}", f"{band.mean:.4g} at {band.frames:,}"
+            minutes = 60 * np.interp(frames, *taken)
+            rows.append(f"| `{curve.config.task}` | {run} | {there} | {frames:,} | {minutes:.3g} |")
+    head = [
+        "",
+        "## Time to score",
+        "",
+        "| task | run | published | frames of ours | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    return [*head, *rows] if rows else []
+
+
+def reached(curve: Curve, score: float) -> int | None:
+    """The frames at which a run first has a score, over the same window as the published ones; None if never."""
+    window = published.window(curve.config.task)
+    for frames in np.unique(curve.frames).tolist():
+        mine = curve.at(frames, window)
+        if mine is not None and mine >= score:
+            return int(frames)
+    return None
+
+
+def _hours(path: Path) -> np.ndarray:
+    """Frames and hours, (2, n)."""
+    if not path.is_file():
+        return np.zeros(0)
+    with path.open() as lines:
+        pairs = [(float(row["frames"]), float(row["hours"])) for row in csv.DictReader(lines)]
+    return np.array(pairs).reshape(-1, 2).T
