@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-SIDE = 48
-BALL = 6
-ROWS = (4, 15, 26, 37)  # the ball's upper edge
+HEIGHT, WIDTH = 32, 48
+BALL = 8
+ROWS = (0, 8, 16, 24)  # the ball's upper edge
 COLOURS = np.array([[255, 80, 80], [80, 255, 80], [90, 90, 255], [255, 255, 80]], np.uint8)
 COVER = np.array([120, 120, 120], np.uint8)
 WIDTHS = (BALL + 1, 30)  # of the cover, from and to: no ball can leap over the place where it is hidden
@@ -28,7 +28,7 @@ class Cover(gymnasium.Env[np.ndarray, np.int64]):
 
     render_mode = "rgb_array"
     metadata = {"render_modes": ["rgb_array"]}
-    observation_space = spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
+    observation_space = spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     action_space = spaces.Discrete(len(ROWS))
 
     def reset(
@@ -38,7 +38,7 @@ class Cover(gymnasium.Env[np.ndarray, np.int64]):
         draw = self.np_random.integers
         self.row, self.colour = int(draw(len(ROWS))), int(draw(len(COLOURS)))
         self.width = int(draw(WIDTHS[0], WIDTHS[1] + 1))
-        self.left = (SIDE - self.width) // 2
+        self.left = (WIDTH - self.width) // 2
         self.speed = int(draw(SPEEDS[0], SPEEDS[1] + 1))
         self.place, self.direction = int(draw(0, self.left - BALL // 2)), 1
         self.count = 0
@@ -47,8 +47,8 @@ class Cover(gymnasium.Env[np.ndarray, np.int64]):
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         was_hidden = self.is_hidden
         self.place += self.direction * self.speed
-        if not 0 <= self.place <= SIDE - BALL:
-            self.place = min(max(self.place, 0), SIDE - BALL)
+        if not 0 <= self.place <= WIDTH - BALL:
+            self.place = min(max(self.place, 0), WIDTH - BALL)
             self.direction *= -1
         comes_back = was_hidden and not self.is_hidden
         self.count += 1
@@ -62,7 +62,7 @@ class Cover(gymnasium.Env[np.ndarray, np.int64]):
         return self._picture()
 
     def _picture(self) -> np.ndarray:
-        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+        picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         row = ROWS[self.row]
         picture[row : row + BALL, self.place : self.place + BALL] = COLOURS[self.colour]
         picture[:, self.left : self.left + self.width] = COVER
@@ -70,5 +70,5 @@ class Cover(gymnasium.Env[np.ndarray, np.int64]):
 
 
 def visible(pictures: np.ndarray) -> np.ndarray:
-    """(T, 48, 48) bool, where the ball is seen in pictures (T, 48, 48, 3) uint8."""
+    """(T, H, W) bool, where the ball is seen in pictures (T, H, W, 3) uint8."""
     return (pictures[..., None, :] == COLOURS).all(-1).any(-1)
