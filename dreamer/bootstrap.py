@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEAST_EPISODES = 5  # that must reach a step, or all if there are fewer: an interval of one or two tells nothing
+# That must reach a step: intervals of fewer tell nothing. Where nothing differs, 5 episodes find a difference in 10 of
+# 100 cases instead of 5, and 10 episodes in 7.
+LEAST_EPISODES = 5
 RESAMPLES = 1000
 
 
@@ -35,20 +37,19 @@ class Resample:
         with np.errstate(all="ignore"):
             mean = above.sum(0) / below.sum(0)
             means = (self._weights @ above) / (self._weights @ below)
-        low, high = np.where(self._enough(values), _quantiles(means, [0.025, 0.975]), np.nan)
+        low, high = np.where(self.enough(values), _quantiles(means, [0.025, 0.975]), np.nan)
         return Line(mean, low, high)
 
-    def _enough(self, values: np.ndarray) -> np.ndarray:
-        """(H,) whether enough episodes reach a step."""
-        episodes = (self._member @ ~np.isnan(values) > 0).sum(0)
-        return episodes >= min(LEAST_EPISODES, len(self._member))
+    def enough(self, values: np.ndarray) -> np.ndarray:
+        """(H,) whether enough episodes reach a step to say anything with confidence."""
+        return (self._member @ ~np.isnan(values) > 0).sum(0) >= LEAST_EPISODES
 
     def is_less(self, values: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(H,) whether the mean of the first is less with 95 % confidence."""
         above, below = self._sums(values - others, None)
         with np.errstate(all="ignore"):
             means = (self._weights @ above) / (self._weights @ below)
-        return (_quantiles(means, [0.95])[0] < 0) & self._enough(values)
+        return (_quantiles(means, [0.95])[0] < 0) & self.enough(values)
 
     def _sums(self, values: np.ndarray, divisor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         there = ~np.isnan(values)

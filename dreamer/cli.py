@@ -270,7 +270,7 @@ def _environments(
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="dream.gif", show_default=True, help="GIF, MP4 or PNG.")
-@click.option("--horizon", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Steps of the dream.")
+@click.option("--horizon", type=click.IntRange(1, 1_000), default=50, show_default=True, help="Steps of the dream.")
 @click.option(
     "--context",
     type=click.IntRange(1, 1_000),
@@ -326,7 +326,7 @@ def diagnose(
     from . import report
     from .dream import record
 
-    if page is not None and (page.suffix != ".html" or not page.parent.is_dir()):
+    if page is not None and (page.suffix != ".html" or not page.parent.is_dir() or page.is_dir()):
         raise UserError(f"{page} cannot be the page; give a name that ends in .html, in a folder that is there")
     config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
     try:
@@ -351,6 +351,8 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
 
     With the keyboard, and with the real environment beside it on request. The page is served to this machine alone.
     """
+    import signal
+
     from .checkpoint import RunFolder
     from .machine import limit_threads
     from .play import Server, Stage
@@ -363,6 +365,8 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
     environment = own_envs().make(config.task, **options)
     try:
         check_spaces(folder, environment)
+        for name in (signal.SIGINT, signal.SIGTERM):  # which a drawing library may have taken over
+            signal.signal(name, signal.default_int_handler)
         server = Server(Stage(agent, environment, seed), f"{config.task}, dreamt", port)
         click.echo(f"Open {server.address} in a browser; Ctrl-C ends it.")
         server.run()

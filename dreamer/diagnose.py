@@ -65,7 +65,10 @@ class Number:
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one quantity: how far off the forecasts are, in its own units, and what follows from that."""
+    """Of one quantity: how far off the forecasts are, and what follows from that.
+
+    Errors are roots of the mean square in its own units; of classes, the share that is wrong.
+    """
 
     unit: str
     model: Line
@@ -94,6 +97,7 @@ class Values:
     predicted: np.ndarray  # (buckets,) means, of rows sorted by their prediction
     followed: np.ndarray
     rows: int
+    own_share: float  # mean weight that the prediction at an episode's end has in what followed, where it goes on
     bias: float
     error: float  # root of the mean square
     rank_correlation: float  # Spearman's, NaN if either never changes
@@ -119,6 +123,7 @@ class Diagnosis:
     episodes: int
     rows: int
     moments: np.ndarray  # (H,) how many reach so far
+    judged: int  # steps that enough episodes reach to say anything with confidence
     imagination: int  # steps, in training
     errors: dict[str, Errors]
     drift: Line  # KL of the posterior with the prior of the dream, nats
@@ -137,6 +142,13 @@ class Diagnosis:
         """The same of a single dream, which is what the policy learns from."""
         return min((trusted(errors.single_better) for errors in self._observed()), default=0)
 
+    @property
+    def imagination_is_inside(self) -> bool | None:
+        """Whether the steps of imagination lie within the trusted horizon; None where it cannot be told."""
+        if not self._observed() or self.trusted == self.judged < self.imagination:
+            return None
+        return self.trusted >= self.imagination
+
     def _observed(self) -> list[Errors]:
         return [e for key, e in self.errors.items() if key not in (REWARD, GOES_ON) and not e.is_constant]
 
@@ -149,7 +161,7 @@ class Diagnosis:
         return result | {
             "trusted_horizon": self.trusted,
             "trusted_horizon_of_a_single_dream": self.single_trusted,
-            "imagination_is_inside": self.trusted >= self.imagination,
+            "imagination_is_inside": self.imagination_is_inside,
         }
 
 
@@ -219,6 +231,7 @@ def diagnose(
         episodes=len(episodes),
         rows=sum(map(len, episodes)),
         moments=(reach[:, None] >= np.arange(1, horizon + 1)).sum(0),
+        judged=int(resample.enough(drift).sum()),
         imagination=agent.config.behavior.horizon,
         errors={key: each.errors(resample) for key, each in tally.items()},
         drift=resample.line(drift),
@@ -299,8 +312,8 @@ class _Tally:
             "repeat": self._off(last, truth),
             "mean": self._off(self._mean, truth),
         }
-        found = {name: self._error(each) for name, each in off.items()}
-        found["single"] = self._error(self._off(dreams, truth[:, None]), lead=2).mean(1)
+        found = {name: each.reshape(len(part), -1).mean(-1) for name, each in off.items()}
+        found["single"] = self._off(dreams, truth[:, None]).reshape(len(part), -1).mean(-1)
         for name, each in off.items():
             if self._apart[name].size:
                 self._apart[name][part, step - 1] = each.reshape(len(part), -1)
@@ -318,17 +331,21 @@ class _Tally:
             self._found[name][part, step - 1] = values
 
     def _off(self, forecast: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """By how much, of each number; whether at all, of classes."""
-        return (forecast != truth).astype(np.float32) if self._is_class else np.abs(forecast - truth)
+        """The square of how far each number is off; whether a class is wrong at all.
 
-    def _error(self, off: np.ndarray, lead: int = 1) -> np.ndarray:
-        """Over all but the first `lead` axes."""
-        off = off.reshape(*off.shape[:lead], -1)
-        return off.mean(-1) if self._is_class else np.sqrt(np.square(off).mean(-1))
+        What is averaged are squares, since no forecast is better by them than what is to be expected. By the distance
+        itself one of what is rare would lose against saying that it never comes.
+        """
+        return (forecast != truth).astype(np.float32) if self._is_class else np.square(forecast - truth)
+
+    def _line(self, resample: Resample, values: np.ndarray) -> Line:
+        """In the quantity's own units again."""
+        line = resample.line(values)
+        return line if self._is_class else _root(line)
 
     def errors(self, resample: Resample) -> Errors:
         found = self._found
-        lines = {name: resample.line(found[name]) for name in ("model", "single", "repeat", "mean")}
+        lines = {name: self._line(resample, found[name]) for name in ("model", "single", "repeat", "mean")}
         rate, implied = compounded(lines["model"].mean, lines["mean"].mean)
         return Errors(
             unit=self._unit,
@@ -346,7 +363,7 @@ class _Tally:
     def _number(self, i: int, resample: Resample) -> Number:
         found = {name: values[..., i] for name, values in self._apart.items()}
         return Number(
-            **{name: resample.line(values).mean for name, values in found.items()},
+            **{name: self._line(resample, values).mean for name, values in found.items()},
             is_constant=_is_constant(found["repeat"]),
             better=_is_better(resample, found, "model"),
         )
@@ -399,13 +416,14 @@ def compounded(model: np.ndarray, mean: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _values(dream: Dream, episodes: Sequence[Episode], discount: float, generator: np.random.Generator) -> Values:
-    predicted, followed, numbers = [], [], []
+    predicted, followed, numbers, own = [], [], [], []
     for number, episode in enumerate(episodes):
         value = dream.value(episode.state).cpu().numpy()
         result, returns = 0.0 if episode.is_terminal else float(value[-1]), []
         for reward in episode.reward[:0:-1]:
             result = reward + discount * result
             returns.append(result)
+        own.append(0.0 if episode.is_terminal else discount ** np.arange(len(returns), 0, -1))
         predicted.append(value[:-1])
         followed.append(np.array(returns[::-1]))
         numbers.append(np.full(len(returns), number))
@@ -416,6 +434,7 @@ def _values(dream: Dream, episodes: Sequence[Episode], discount: float, generato
         predicted=np.array([x[bucket].mean() for bucket in buckets]),
         followed=np.array([y[bucket].mean() for bucket in buckets]),
         rows=len(x),
+        own_share=float(np.concatenate([np.broadcast_to(w, len(y)) for w, y in zip(own, followed)]).mean()),
         bias=float((x - y).mean()),
         error=float(np.sqrt(np.square(x - y).mean())),
         rank_correlation=rank,

@@ -52,7 +52,7 @@ def scene(agent: Agent, episode: Episode, begin: int, context: int, horizon: int
         free: let the policy act in the dream instead.
     """
     dream = Dream(agent, seed)
-    last = min(begin + context, len(episode)) - 1
+    last = min(begin + context - 1, max(begin, len(episode) - 2))  # so that an action follows
     seen = State(episode.state.deter[begin : last + 1], episode.state.stoch[begin : last + 1])
     start = State(seen.deter[-1:], seen.stoch[-1:])
     if free:
@@ -97,8 +97,7 @@ def check_path(path: Path) -> None:
         raise UserMistake(f"{path} does not end in {', '.join(FORMATS)}; give the picture one of these endings")
     if path.suffix.lower() != ".png":
         video.check_path(path)
-    elif not path.parent.is_dir():
-        raise UserMistake(f"there is no folder {path.parent} to write the picture to; make it first")
+    video.check_place(path)
 
 
 def draw(scenes: Sequence[Scene], title: str, path: Path, fps: int = 10) -> None:
@@ -152,6 +151,7 @@ class _Picture:
             for scene, artist, images in self._moving:
                 if step < scene.steps:
                     artist.set_data(images[step])
+                artist.axes.spines[:].set_visible(step < scene.context)
             for cursor in self._cursors:
                 cursor.set_xdata([step, step])
             self._canvas.draw()
@@ -188,7 +188,8 @@ class _Picture:
         for panel, (name, images) in zip(panels, rows.items()):
             self._moving.append((scene, panel.imshow(images[0], interpolation="nearest"), images))
             panel.set_title(name)
-            panel.axis("off")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set(color=SEEN, linewidth=2)
 
     def _draw_sheet(self, place: Any, rows: dict[str, np.ndarray], scene: Scene) -> None:
         steps = _moments(scene.steps)

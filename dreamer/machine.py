@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
         MachineError: the named device is not there.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in ("auto", *available):
+        raise MachineError(f"there is no device {name!r}; give auto, {', '.join(available)}")
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:

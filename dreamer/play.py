@@ -57,6 +57,7 @@ class Stage:
         observation = {key: torch.from_numpy(np.array(value)[None]) for key, value in self._first.items()}
         flag = torch.zeros(1, dtype=torch.bool)
         self._states = [self.agent.act(observation, ~flag, flag, self.agent.start(1)).state]
+        self._lasts = [1.0]  # the chance that the dream goes on until each step
 
     def step(self, keys: Collection[str] = (), agent: bool = False) -> None:
         """One step of the dream by the keys that are pressed, or by the agent's own choice in its dream.
@@ -72,12 +73,13 @@ class Stage:
         else:
             action = torch.from_numpy(self.controls.action(keys)).unsqueeze(0).to(self.agent.device)
         self._states.append(self._dream.step(state, action))
+        self._lasts.append(self._lasts[-1] * float(self._dream.outcome(self._states[-1])[1]))
         self._actions.append(action[0].cpu().numpy())
 
     def rewind(self, steps: int) -> None:
         """Back by so many steps, or to the beginning."""
         left = max(0, self.steps - max(0, steps))
-        del self._actions[left:], self._states[left + 1 :], self._real[left + 1 :]
+        del self._actions[left:], self._states[left + 1 :], self._lasts[left + 1 :], self._real[left + 1 :]
 
     def show(self, real: bool = False) -> dict[str, Any]:
         """What the dream looks like now and, if asked for, the real environment after the same actions."""
@@ -88,6 +90,7 @@ class Stage:
             "reward": float(moment.reward),
             "value": float(moment.value),
             "goes_on": float(moment.goes_on),
+            "lasts": self._lasts[-1],
         }
         return shown | {"real": self._beside()} if real else shown
 
@@ -188,6 +191,9 @@ class Server(ThreadingHTTPServer):
     def end(self) -> None:
         self._ends.set()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: the page went away while it was answered."""
+
     def ask(self, job: Callable[[], Any]) -> Any:
         """The result of a job for the thread of `run`."""
         answer: Future[Any] = Future()
@@ -206,7 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, "text/html; charset=utf-8", text.encode())
         elif self.path == "/about":
             stage = self.server.stage
-            self._json({"title": self.server.title, "keys": stage.controls.legend})
+            about = {"title": self.server.title, "keys": stage.controls.legend}
+            self._answer(200, "application/json", json.dumps(about).encode())
         else:
             self._answer(404, "text/plain", b"There is nothing here.")
 
@@ -218,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             given = json.loads(self.rfile.read(max(0, min(int(self.headers.get("Content-Length", 0)), 10_000))))
             keys, agent = [str(key) for key in given.get("keys", [])], bool(given.get("agent"))
             steps, real = int(given.get("steps", 1)), bool(given.get("real"))
-        except (ValueError, TypeError, AttributeError, OverflowError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return self._answer(400, "text/plain", b"Not what the page sends.")
         stage = self.server.stage
         jobs: dict[str, Callable[[], None]] = {
@@ -235,27 +242,26 @@ class _Handler(BaseHTTPRequestHandler):
             return stage.show(real)
 
         try:
-            self._json(self.server.ask(work))
+            data = json.dumps(self.server.ask(work), allow_nan=False)
         except UserMistake as error:
-            self._answer(500, "text/plain; charset=utf-8", str(error).encode())
+            return self._answer(500, "text/plain; charset=utf-8", str(error).encode())
         except Exception as error:  # the environment's own code, most likely
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self._answer(500, "text/plain; charset=utf-8", words.encode())
+            return self._answer(500, "text/plain; charset=utf-8", words.encode())
+        self._answer(200, "application/json", data.encode())
 
     def _is_for_us(self) -> bool:
         """Whether it was asked for by this machine's name: other names may lead here, too, for a page of theirs."""
         return self.headers.get("Host") in {f"{name}:{self.server.port}" for name in ("127.0.0.1", "localhost")}
 
-    def _json(self, data: dict[str, Any]) -> None:
-        self._answer(200, "application/json", json.dumps(data, allow_nan=False).encode())
-
     def _answer(self, status: int, kind: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(ConnectionError):  # a page that was closed meanwhile
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         """Nothing: fifteen lines a second."""

@@ -264,6 +264,10 @@ class Replay:
         """Copies of the latents of rows `start` to `end` of every stream: {key: (N, rows, ...)}."""
         return self._export(start, end, list(LATENTS))
 
+    def export_flags(self, start: int, end: int) -> dict[str, Tensor]:
+        """Copies of where episodes begin and end among rows `start` to `end`: {key: (N, rows)}."""
+        return self._export(start, end, ["is_first", "is_last", "is_terminal"])
+
     def _export(self, start: int, end: int, keys: list[str]) -> dict[str, Tensor]:
         places = torch.arange(start, end, device=self.device) % self.rows
         return {key: self.data[key][:, places].cpu() for key in keys}
@@ -283,7 +287,8 @@ class Replay:
             end = start + value.shape[1]
             first = min(end, max(start, self.count - self.rows))
             places = torch.arange(first, end, device=self.device) % self.rows
-            self.data[key][:, places] = value[:, first - start :].to(self.device)
+            # Of the ring's own kind: it was another one once.
+            self.data[key][:, places] = value[:, first - start :].to(self.device, self.data[key].dtype)
 
     def hold_from(self, first: int) -> None:
         """All rows from `first` on were put back; those before it are lost."""

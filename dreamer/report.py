@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from . import out_of_view
-from .diagnose import DREAMS, Diagnosis, Errors, Line
+from .bootstrap import LEAST_EPISODES, Line
+from .diagnose import DREAMS, GOES_ON, REWARD, Diagnosis, Errors
 
 SHOWN = (1, 2, 5, 10, 15, 20, 50, 100)
 LISTED = 12  # numbers of a vector
@@ -50,10 +51,7 @@ def numbers(found: Diagnosis) -> str:
 def sentences(found: Diagnosis) -> list[str]:
     """What the numbers say."""
     steps, looked = found.imagination, int((found.moments > 0).sum())
-    where = f"lie {'inside' if found.trusted >= steps else 'beyond'} it"
-    if found.trusted == looked < steps:
-        where = "reach further than was looked"
-    lines = [f"Trusted horizon: {found.trusted} steps, by what is observed. The {steps} steps of imagination {where}."]
+    lines = [verdict(found)]
     lines.append(f"  A single dream, which is what the policy learns from: {found.single_trusted} steps")
     for key, errors in found.errors.items():
         lines.append(f"  {key}: {_trust(errors, len(found.moments))}{_rate(errors, found)}")
@@ -78,6 +76,12 @@ def sentences(found: Diagnosis) -> list[str]:
         f"{values.error:.3g}, rank correlation {_number(values.rank_correlation)} ({_number(values.rank_low)} to "
         f"{_number(values.rank_high)}), over {values.rows:,} rows."
     )
+    if values.own_share > 0.01:
+        alike = abs(values.bias) / max(1e-9, 1 - values.own_share)
+        lines.append(
+            f"  Of what followed, {values.own_share:.0%} is its own prediction, where episodes were cut; if that is as "
+            f"wrong as the rest, it is {alike:.3g} too {'high' if values.bias > 0 else 'low'}."
+        )
     elsewhere = f"a chance of {ends.elsewhere:.2%} to go on"
     if ends.count:
         lines.append(
@@ -87,6 +91,17 @@ def sentences(found: Diagnosis) -> list[str]:
     else:
         lines.append(f"Ends: no episode really ended, and it saw {elsewhere}.")
     return lines
+
+
+def verdict(found: Diagnosis) -> str:
+    """The trusted horizon, and whether imagination lies inside it."""
+    if not found.judged:
+        return f"No verdict: {found.episodes} episodes say nothing with confidence; give {LEAST_EPISODES} or more."
+    if all(errors.is_constant for key, errors in found.errors.items() if key not in (REWARD, GOES_ON)):
+        return "No verdict: nothing that is observed ever changes."
+    inside, steps = found.imagination_is_inside, found.imagination
+    where = "reach further than could be judged" if inside is None else f"lie {'inside' if inside else 'beyond'} it"
+    return f"Trusted horizon: {found.trusted} steps, by what is observed. The {steps} steps of imagination {where}."
 
 
 def _each(errors: Errors) -> str:
@@ -114,7 +129,7 @@ def _trust(errors: Errors, horizon: int) -> str:
 
 
 def _rate(errors: Errors, found: Diagnosis) -> str:
-    if errors.is_constant or math.isnan(errors.rate):
+    if errors.is_constant or not errors.trusted or math.isnan(errors.rate):
         return ""
     at = [step for step in SHOWN if step <= len(found.moments) and not np.isnan(errors.model.mean[step - 1])][-1] - 1
     return (
@@ -209,7 +224,7 @@ def _line(panel: Any, line: Line, color: str, label: str, style: str = "-") -> N
 
 def _mark(panel: Any, found: Diagnosis) -> None:
     panel.axvline(found.imagination, color="#666666", lw=0.8, ls=":")
-    panel.set_xlim(1, len(found.moments))
+    panel.set_xlim(1, max(2, len(found.moments)))
     panel.set_xlabel(f"steps ahead (dotted: the {found.imagination} of imagination)")
     panel.grid(alpha=0.2, lw=0.6)
 

@@ -86,10 +86,17 @@ def check_path(path: Path) -> None:
     """Raise UserMistake if `write` could not write there."""
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise UserMistake(f"{path} is neither .gif nor .mp4; give the video one of these endings")
-    if not path.parent.is_dir():
-        raise UserMistake(f"there is no folder {path.parent} to write the video to; make it first")
+    check_place(path)
     if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise UserMistake("an .mp4 needs ffmpeg, which was not found (Debian: apt-get install ffmpeg); or give a .gif")
+
+
+def check_place(path: Path) -> None:
+    """Raise UserMistake if no file could be there."""
+    if not path.parent.is_dir():
+        raise UserMistake(f"there is no folder {path.parent} to write {path.name} to; make it first")
+    if path.is_dir():
+        raise UserMistake(f"{path} is a folder; give the name of a file")
 
 
 def write(path: Path, frames: Sequence[np.ndarray], fps: int = 15) -> None:

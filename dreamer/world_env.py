@@ -11,6 +11,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .errors import UserMistake
 from .own_envs import own_envs
 from .replay import new_replay, row_bytes
 from .rssm import State
-from .spaces import ActionSpec, ObservationSpec
+from .spaces import ActionPart, ActionSpec, ObservationSpec
 
 HORIZON = 500  # steps, after which a dream is cut
 START_BYTES = 1 << 30  # of the newest replay, from which dreams begin
@@ -48,13 +49,13 @@ class _Dreams:
         folder.config()  # where there is no run at all, it says so best
         self._checkpoint = folder.newest(with_replay=True)
         self.agent: Agent = folder.load_agent(device, checkpoint=self._checkpoint)
-        modes = ["rgb_array"] if self.agent.observation_spec.images else []
-        if render_mode is not None and render_mode not in modes:
-            instead = "use 'rgb_array'" if modes else "this agent sees no images: leave it out"
+        self.render_modes = ["rgb_array"] if self.agent.observation_spec.images else []
+        if render_mode is not None and render_mode not in self.render_modes:
+            instead = "use 'rgb_array'" if self.render_modes else "this agent sees no images: leave it out"
             raise UserMistake(f"render_mode={render_mode!r} is not possible; {instead}")
         self.dream = Dream(self.agent)
         self.horizon, self._kind, self._which = horizon, observation, starts
-        self._begun: State | None = None
+        self._begun: tuple[Tensor, Tensor] | None = None
         self.observation_space = (
             spaces.Box(-1.0, 1.0, (self.agent.world_model.feature_width,), np.float32)
             if observation == "latent"
@@ -66,8 +67,9 @@ class _Dreams:
         """Real states (count, ...) of the run's replay."""
         if self._begun is None:
             self._begun = real_states(self._checkpoint, self.agent, self._which == "first")
-        picks = torch.from_numpy(generator.integers(len(self._begun.deter), size=count)).to(self.agent.device)
-        return State(self._begun.deter[picks], self._begun.stoch[picks])
+        picks = torch.from_numpy(generator.integers(len(self._begun[0]), size=count)).to(self.agent.device)
+        classes = self.agent.config.model.classes
+        return State(self._begun[0][picks].float(), F.one_hot(self._begun[1][picks].long(), classes).float())
 
     def seen(self, observation: Any) -> State:
         """The state (1, ...) after one real observation, the first of an episode."""
@@ -75,6 +77,8 @@ class _Dreams:
 
         given = observation if isinstance(observation, Mapping) else {self.agent.observation_spec.keys[0]: observation}
         _, memory = Player(self.agent, self.agent.config.task).act(given)
+        if len(memory.action) != 1:
+            raise UserMistake(f"{len(memory.action)} observations were given; a dream begins after one")
         return State(memory.state.deter, memory.state.stoch)
 
     def reseed(self, generator: np.random.Generator) -> None:
@@ -85,7 +89,7 @@ class _Dreams:
         """Actions of the action space, (count, ...), as flat ones (count, A)."""
         spec = self.agent.action_spec
         given = action if isinstance(action, Mapping) else {spec.parts[0].key: action}
-        flat = spec.from_environment({key: np.asarray(value).reshape(count, -1) for key, value in given.items()})
+        flat = spec.from_environment({part.key: _checked(part, given.get(part.key), count) for part in spec.parts})
         return torch.from_numpy(flat).to(self.agent.device)
 
     def look(self, state: State) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -112,14 +116,36 @@ class _Dreams:
         return video.to_rgb(self._stored(key, self.dream.read(state).observation[key]))
 
 
-def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> State:
-    """The latents (N, ...) of a checkpoint's newest rows but those that end an episode.
+def _checked(part: ActionPart, value: Any, count: int) -> np.ndarray:
+    """A part of `count` actions, (count, ...).
+
+    Raises:
+        UserMistake: it is none that could be taken.
+    """
+    try:
+        found = np.asarray(value, float).reshape(count, -1)
+    except (TypeError, ValueError):
+        found = np.zeros((count, 0))
+    width = len(part.classes) or part.size
+    asked = f"numbers from 0 to {', '.join(str(n - 1) for n in part.classes)}" if part.classes else f"{width} numbers"
+    if found.shape[1] != width or not np.isfinite(found).all():
+        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked} for each of {count} dreams")
+    if part.classes and ((found < 0) | (found >= part.classes) | (found % 1 != 0)).any():
+        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked}")
+    return found.astype(np.int64) if part.classes else found
+
+
+def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> tuple[Tensor, Tensor]:
+    """The latents of a checkpoint's newest rows but those that end an episode, as the replay keeps them.
 
     Args:
         first: only those that begin one.
 
     Raises:
         UserMistake: there are no such rows.
+
+    Returns:
+        deter (N, D) in half precision, and the class (N, S) of each one-hot.
     """
     config, model = agent.config, agent.config.model
     row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
@@ -132,12 +158,12 @@ def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> St
         generator=torch.Generator(),
     )
     checkpoint.fill(replay)
-    rows, latents = (export(replay.oldest, replay.count) for export in (replay.export_rows, replay.export_latents))
+    rows, latents = (export(replay.oldest, replay.count) for export in (replay.export_flags, replay.export_latents))
     usable = rows["is_first"] & ~rows["is_last"] if first else ~rows["is_last"]
     if not usable.any():
-        raise UserMistake(f"{checkpoint.folder} holds no rows to begin a dream from; train for longer")
-    stoch = torch.nn.functional.one_hot(latents["stoch"][usable].long(), model.classes).float()
-    return State(latents["deter"][usable].float().to(agent.device), stoch.to(agent.device))
+        instead = "use starts='any'" if first and not rows["is_last"].all() else "train for longer"
+        raise UserMistake(f"the newest rows of {checkpoint.folder} hold none to begin a dream from; {instead}")
+    return latents["deter"][usable].to(agent.device), latents["stoch"][usable].to(agent.device)
 
 
 def _alone(space: spaces.Dict) -> spaces.Space[Any]:
@@ -200,6 +226,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         render_mode: str | None = None,
     ):
         self._dreams = _Dreams(run, observation, horizon, starts, device, render_mode)
+        self.metadata = self.metadata | {"render_modes": self._dreams.render_modes}
         self.observation_space = self._dreams.observation_space
         self.action_space = self._dreams.action_space
         self.render_mode = render_mode
@@ -216,7 +243,8 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         return _first(self._dreams.look(self._state)[0]), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert self._state is not None, "stepped before its reset"
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("stepped before its reset")
         self._state = self._dreams.dream.step(self._state, self._dreams.flat(action, 1))
         self._steps += 1
         observation, reward, ends = self._dreams.look(self._state)
@@ -285,7 +313,10 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         render_mode: str | None = None,
     ):
         self._dreams = _Dreams(run, observation, horizon, starts, device, render_mode)
+        self.metadata = self.metadata | {"render_modes": self._dreams.render_modes}
         self.render_mode = render_mode
+        if type(num_envs) is not int or num_envs < 1:
+            raise UserMistake(f"num_envs={num_envs!r} is not possible; use a whole number from 1")
         self.num_envs = num_envs
         self.single_observation_space = self._dreams.observation_space
         self.single_action_space = self._dreams.action_space
@@ -296,6 +327,8 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._over = np.zeros(num_envs, bool)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise UserMistake(f"seed={seed!r} is not possible; all dreams have one, give a whole number")
         super().reset(seed=seed)
         if seed is not None or self._state is None:
             self._dreams.reseed(self.np_random)
@@ -309,7 +342,8 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._dreams.look(self._state)[0], {}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        assert self._state is not None, "stepped before its reset"
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("stepped before its reset")
         begins = self._over.copy()
         self._state = self._dreams.dream.step(self._state, self._dreams.flat(actions, self.num_envs))
         if begins.any():

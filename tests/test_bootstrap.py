@@ -7,12 +7,13 @@ from dreamer.bootstrap import Resample, rank_correlation
 
 
 def test_intervals_are_over_episodes():
-    # Two episodes of many moments each, 0 in one and 1 in the other: the mean of a resample is 0, 1/2 or 1.
-    numbers = np.repeat([0, 1], 500)
-    resample = Resample(numbers, 2, np.random.default_rng(0))
-    line = resample.line(numbers[:, None].astype(float))
-    assert (line.mean[0], line.low[0], line.high[0]) == (0.5, 0, 1)
-    values = np.stack([numbers - 2.0, numbers - 0.5, np.full(1000, np.nan)], 1)
+    # Six episodes of many moments each, ones in three of them: a resample has 1 to 5 of these in 97 % of cases.
+    numbers = np.repeat(np.arange(6), 200)
+    resample = Resample(numbers, 6, np.random.default_rng(0))
+    ones = (numbers >= 3).astype(float)
+    line = resample.line(ones[:, None])
+    assert (line.mean[0], line.low[0], line.high[0]) == (0.5, pytest.approx(1 / 6), pytest.approx(5 / 6))
+    values = np.stack([ones - 2.0, ones - 0.5, np.full(1200, np.nan)], 1)
     assert resample.is_less(values, np.zeros_like(values)).tolist() == [True, False, False]
     assert np.isnan(resample.line(values).mean[2])
 

@@ -62,7 +62,7 @@ def test_an_episode_that_ends_in_a_scene(played):
     assert len(found.reward) == 6 and found.steps == 13
     assert found.goes_on.tolist() == [1, 1, 1, 1, 1, 0]
     found = scene(agent, episode, begin=29, context=5, horizon=2, free=False, seed=1)
-    assert found.context == 2 and found.steps == 4
+    assert found.context == 1 and found.steps == 3  # of the last row nothing follows
 
 
 def test_a_policy_that_acts_in_its_dream(played):
@@ -124,13 +124,15 @@ def test_vectors_alone(tmp_path):
     ("options", "named"),
     [
         (["--out", "dream.bmp"], "dream.bmp does not end in .gif, .mp4, .png"),
-        (["--out", "nowhere/dream.png"], "there is no folder nowhere to write the picture to"),
+        (["--out", "nowhere/dream.png"], "there is no folder nowhere to write dream.png to"),
         (["--out", "nowhere/dream.gif"], "there is no folder nowhere"),
+        (["--out", "folder.gif"], "folder.gif is a folder; give the name of a file"),
         (["--horizon", "0"], "see dreamer imagine --help"),
     ],
 )
 def test_bad_options(run, tmp_path, monkeypatch, options, named):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.gif").mkdir()
     result = imagine(run, *options)
     assert result.exit_code == 2 and named in result.stderr and "Traceback" not in result.stderr
 

@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 import tiny
+import torch
 from chromium import Browser
 
 import envs
@@ -207,6 +208,17 @@ def test_a_dream_has_an_end(stage, monkeypatch):
         assert [post(server.address, "/step")["step"] for _ in range(2)] == [1, 2]
         assert refused(server) == "the dream has gone on for 2 steps; begin another episode"
         assert post(server.address, "/reset")["step"] == 0
+
+
+def test_the_chance_that_the_dream_still_lasts(stage, monkeypatch):
+    chances = iter([0.9, 0.5, 1.0])
+    monkeypatch.setattr(stage._dream, "outcome", lambda state: (torch.zeros(1), torch.tensor([next(chances)])))
+    stage.step()
+    stage.step()
+    assert stage._lasts == pytest.approx([1, 0.9, 0.45])
+    stage.rewind(1)
+    stage.step()
+    assert stage._lasts == pytest.approx([1, 0.9, 0.9])
 
 
 def test_numbers_that_are_none_are_not_sent(stage):

@@ -253,6 +253,15 @@ def test_the_bytes_of_a_row():
     assert replay.data["observation/image"].dtype == torch.uint8
 
 
+def test_latents_may_come_in_another_precision():
+    """As replays had them that were saved before."""
+    replay = tiny.fill(tiny.id_replay(), 30)
+    saved = {key: value.float() for key, value in replay.export_latents(10, 20).items()}
+    replay.data["deter"][:] = 0
+    replay.put(10, saved)
+    assert replay.data["deter"][0, 9:21, 0].tolist() == [0, *(row + 0.125 for row in range(10, 20)), 0]
+
+
 @pytest.mark.parametrize(("streams", "capacity"), [(1, 4), (3, 14), (8, 7)])
 def test_too_small_a_capacity_is_a_plain_error(streams, capacity):
     with pytest.raises(UserMistake, match=rf"raise replay.capacity to at least {streams * 5}\b"):

@@ -1,5 +1,6 @@
 """The dream as an environment."""
 
+import re
 import warnings
 
 import gymnasium
@@ -27,16 +28,14 @@ def signals(tmp_path_factory):
 
 @pytest.mark.parametrize("observation", ["decoded", "latent"])
 def test_gymnasium_s_own_check(cartpole, signals, observation):
-    for run in (cartpole, signals):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*infinity.*")  # nothing bounds what a vector may hold
-            warnings.filterwarnings("ignore", message=".*render.*|.*spec.*")
-            check_env(dreamer.WorldModelEnv(run, observation=observation, device="cpu"), skip_render_check=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*infinity.*")
-        options = {"run": signals, "observation": observation, "device": "cpu", "render_mode": "rgb_array"}
-        check_env(gymnasium.make("dreamer/WorldModel-v0", **options).unwrapped)
+        warnings.filterwarnings("ignore", message=".*infinity.*")  # nothing bounds what a vector may hold
+        for run, mode in ((signals, "rgb_array"), (signals, None), (cartpole, None)):
+            options = {"run": run, "observation": observation, "device": "cpu", "render_mode": mode}
+            if mode is None:
+                warnings.filterwarnings("ignore", message=".*render_mode.*|.*render modes.*|.*render fps.*")
+            check_env(gymnasium.make("dreamer/WorldModel-v0", **options).unwrapped)
 
 
 def test_the_spaces_are_those_of_the_task(cartpole, signals):
@@ -120,16 +119,17 @@ def test_those_that_ended_begin_anew(cartpole):
     _, reward, ended, cut, _ = many.step(actions)
     assert (reward == 0).all() and not ended.any() and not cut.any()
     # Each is one of the states that really began an episode.
-    difference = (many._state.deter[:, None] - begun.deter[None]).abs().sum(-1).min(1).values
-    assert (difference == 0).all() and len(begun.deter) >= 2
+    difference = (many._state.deter[:, None] - begun[0][None].float()).abs().sum(-1).min(1).values
+    assert (difference == 0).all() and len(begun[0]) >= 2
     assert not many.step(actions)[3].any() and many.step(actions)[3].all()
 
 
 def test_dreams_begin_at_what_the_run_has_seen(cartpole):
     env = dreamer.WorldModelEnv(cartpole, device="cpu")
     states = real_states(env._dreams._checkpoint, env._dreams.agent)
-    # 80 rows, less those that end an episode.
-    assert 60 < len(states.deter) < 80 and (states.stoch.sum(-1) == 1).all()
+    # 80 rows, less those that end an episode; two latents of three classes.
+    deter, classes = states
+    assert 60 < len(deter) < 80 and deter.dtype == torch.float16 and classes.shape == (len(deter), 2)
     seen = {float(env.reset(seed=seed)[0][0]) for seed in range(20)}
     assert len(seen) > 5
 
@@ -188,12 +188,43 @@ def test_the_real_one_has_the_same_spaces(cartpole, signals):
         ({"observation": "pixels"}, "observation='pixels' is not possible; use 'decoded' or 'latent'"),
         ({"starts": "last"}, "starts='last' is not possible; use 'any' or 'first'"),
         ({"render_mode": "human"}, "render_mode='human' is not possible; this agent sees no images: leave it out"),
+        ({"device": "tpu"}, "there is no device 'tpu'; give auto, cuda, mps, cpu"),
         ({"horizon": 0}, "horizon=0 is not possible; use a whole number from 1"),
     ],
 )
 def test_bad_arguments(cartpole, given, named):
     with pytest.raises(UserMistake, match=named):
         dreamer.WorldModelEnv(cartpole, **given)
+
+
+@pytest.mark.parametrize(
+    ("action", "named"),
+    [
+        (5, "the action 'action' is 5; give numbers from 0 to 1"),
+        (0.5, "the action 'action' is 0.5; give numbers from 0 to 1"),
+        ([0, 1], "give numbers from 0 to 1 for each of 1 dreams"),
+        (float("nan"), "the action 'action' is nan"),
+        ("left", "the action 'action' is 'left'"),
+    ],
+)
+def test_bad_actions(cartpole, action, named):
+    env = dreamer.WorldModelEnv(cartpole, device="cpu")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(0)
+    env.reset(seed=0)
+    with pytest.raises(UserMistake, match=re.escape(named)):
+        env.step(action)
+
+
+def test_bad_counts_seeds_and_observations(cartpole):
+    for count in (0, -1, 1.5, "3"):
+        with pytest.raises(UserMistake, match="num_envs=.* is not possible"):
+            dreamer.WorldModelVectorEnv(cartpole, num_envs=count, device="cpu")
+    with pytest.raises(UserMistake, match="all dreams have one, give a whole number"):
+        dreamer.WorldModelVectorEnv(cartpole, num_envs=2, device="cpu").reset(seed=[1, 2])
+    with pytest.raises(UserMistake, match="3 observations were given; a dream begins after one"):
+        env = dreamer.WorldModelEnv(cartpole, device="cpu")
+        env.reset(options={"observation": np.zeros((3, 4), np.float32)})
 
 
 def test_bad_runs(tmp_path):
