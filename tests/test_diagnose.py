@@ -365,7 +365,7 @@ def test_dreams_bound_what_they_are_said_to():
 def cover_episode(remembers, wrong_row=False):
     """A ball that is hidden for some steps, and a model that sees what comes, but for what it does not remember."""
     env = Cover()
-    pictures = [env.reset(seed=3)[0], *(env.step(0)[0] for _ in range(80))]
+    pictures = [env.reset(seed=3)[0], *(env.step(0)[0] for _ in range(140))]
     rows = len(pictures)
     deter = torch.arange(rows).float()[:, None]
     episode = Episode(
@@ -392,7 +392,7 @@ def cover_episode(remembers, wrong_row=False):
                 if not remembers:
                     picture[ball] = 0
                 if wrong_row:
-                    picture = np.roll(picture, 8, 0)
+                    picture = np.roll(picture, 12, 0)
                 shown.append(torch.from_numpy(picture).float())
             return Moment({"image": torch.stack(shown)}, state.deter, state.deter, state.deter)
 
@@ -406,7 +406,7 @@ def test_when_the_ball_was_hidden():
     for last, back, hidden in found:
         seen = visible(episode.observation["image"]).sum((1, 2))
         assert (seen[last - hidden + 1 : last + 1] == 0).all() and seen[last - hidden] > 0
-        assert seen[last + 1] > 0 and seen[back] == 64 and back > last
+        assert seen[last + 1] > 0 and seen[back] == 144 and back > last
 
 
 @pytest.mark.parametrize(
