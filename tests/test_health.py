@@ -165,8 +165,8 @@ def test_a_run_whose_values_no_episode_bears_out(tmp_path, monkeypatch):
     """It learns from twenty times the reward that its episodes give."""
     real = loop.tensors
 
-    def broken(rows):
-        seen = real(rows)
+    def broken(*given):
+        seen = real(*given)
         return seen | {"reward": 20 * seen["reward"]}
 
     monkeypatch.setattr(loop, "tensors", broken)
