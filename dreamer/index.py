@@ -11,11 +11,19 @@ import numpy as np
 from . import compare, published, scores
 from .scores import Curve
 
+NEARLY = 0.8  # of the frames of the longest run of the same kind
+
 
 def write_index(results: Path) -> None:
     """`index.md` of the runs that `dreamer batch` has kept there."""
     curves = [scores.read(path.parent) for path in sorted(results.glob("*/scores.csv"))]
     curves = [curve for curve in curves if len(curve.frames)]
+    longest: dict[tuple[str, str], int] = {}
+    for curve in curves:
+        key = curve.config.task, curve.method
+        longest[key] = max(curve.last, longest.get(key, 0))
+    # Seeds are compared where the shortest ends; one that has just begun waits until it is nearly there.
+    curves = [each for each in curves if each.last >= NEARLY * longest[each.config.task, each.method]]
     found = compare.results(curves)
     lines = [*_results(found, curves), *_aggregates(found), *_times(curves)]
     (results / "index.md").write_text("\n".join(lines) + "\n")
