@@ -11,7 +11,7 @@ import numpy as np
 from . import compare, published, scores
 from .scores import Curve
 
-NEARLY = 0.8  # of the frames of the longest run of the same kind
+HALFWAY = 0.5  # of the frames of the longest run of the same kind
 
 
 def write_index(results: Path) -> None:
@@ -22,8 +22,8 @@ def write_index(results: Path) -> None:
     for curve in curves:
         key = curve.config.task, curve.method
         longest[key] = max(curve.last, longest.get(key, 0))
-    # Seeds are compared where the shortest ends; one that has just begun waits until it is nearly there.
-    curves = [each for each in curves if each.last >= NEARLY * longest[each.config.task, each.method]]
+    # Seeds are compared where the shortest ends; one that has just begun waits until it is half as far as the others.
+    curves = [each for each in curves if each.last >= HALFWAY * longest[each.config.task, each.method]]
     found = compare.results(curves)
     lines = [*_results(found, curves), *_aggregates(found), *_times(curves)]
     (results / "index.md").write_text("\n".join(lines) + "\n")

@@ -47,13 +47,13 @@ def test_tasks_together(tmp_path):
 
 def test_a_seed_that_has_just_begun_waits(tmp_path):
     keep(tmp_path, "dmc/walker_walk", 0, {100_000: 500.0})
-    keep(tmp_path, "dmc/walker_walk", 1, {79_000: 100.0})
+    keep(tmp_path, "dmc/walker_walk", 1, {49_000: 100.0})
     write_index(tmp_path)
     assert "| 1 | 100,000 | 500 |" in (tmp_path / "index.md").read_text()
-    keep(tmp_path, "dmc/walker_walk", 2, {81_000: 300.0})
-    (tmp_path / "dmc-walker_walk-0" / "scores.csv").write_text("frames,score\n81000,500\n100000,500\n")
+    keep(tmp_path, "dmc/walker_walk", 2, {51_000: 300.0})
+    (tmp_path / "dmc-walker_walk-0" / "scores.csv").write_text("frames,score\n51000,500\n100000,500\n")
     write_index(tmp_path)
-    assert "| 2 | 81,000 | 400 | 300 to 500 |" in (tmp_path / "index.md").read_text()
+    assert "| 2 | 51,000 | 400 | 300 to 500 |" in (tmp_path / "index.md").read_text()
 
 
 def test_an_empty_folder(tmp_path):
