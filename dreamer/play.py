@@ -6,6 +6,7 @@ import importlib.resources
 import io
 import json
 import queue
+import sys
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -192,7 +193,9 @@ class Server(ThreadingHTTPServer):
         self._ends.set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: the page went away while it was answered."""
+        """Nothing where the page went away while it was answered; whatever else is shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def ask(self, job: Callable[[], Any]) -> Any:
         """The result of a job for the thread of `run`."""
@@ -255,13 +258,12 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Host") in {f"{name}:{self.server.port}" for name in ("127.0.0.1", "localhost")}
 
     def _answer(self, status: int, kind: str, data: bytes) -> None:
-        with contextlib.suppress(ConnectionError):  # a page that was closed meanwhile
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(data)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         """Nothing: fifteen lines a second."""

@@ -10,6 +10,7 @@ import numpy as np
 from .errors import UserMistake
 from .published import curve as published
 from .scores import Curve
+from .video import check_place
 
 FORMATS = (".png", ".svg", ".pdf")
 BINS = 40  # means of scores along the frames
@@ -35,8 +36,7 @@ def check_path(path: Path) -> None:
     """Raise UserMistake if `draw` could not write there."""
     if path.suffix not in FORMATS:
         raise UserMistake(f"{path} does not end in {', '.join(FORMATS)}; give the picture one of these endings")
-    if not path.parent.is_dir():
-        raise UserMistake(f"there is no folder {path.parent} to write the picture to; make it first")
+    check_place(path)
 
 
 def lines(curves: Sequence[Curve]) -> list[Line]:

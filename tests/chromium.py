@@ -19,7 +19,8 @@ class Browser:
 
     def __init__(self, address):
         self.errors = []  # uncaught exceptions of the page
-        self._folder = tempfile.TemporaryDirectory()
+        # Its helper processes may write there for a moment longer than it lives.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         their_in, self._out = os.pipe()
         self._in, their_out = os.pipe()
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
