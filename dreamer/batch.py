@@ -2,8 +2,9 @@
 
 The list is a CSV with the columns `task` and `seed` and, where wanted, `size`, `ratio`, `frames` and `settings`
 (KEY=VALUE, separated by blanks). Each line is a run in a folder of its own, and a process of its own: one that is
-finished is left alone, one that was interrupted goes on from its checkpoint. When a run ends, or its time is up, its
-curve is written beside the others', and the index of all of them.
+finished is left alone, one that was interrupted goes on from its checkpoint. When a run ends, or its time is up, what
+it has shown is written beside the others', and the index and the picture of all of them. That is what counts: a run
+that is finished there is finished, whether its own folder is still there or not.
 """
 
 import contextlib
@@ -22,18 +23,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import config as configs
 from . import published, scores
 from .checkpoint import NEWEST, CheckpointError
 from .errors import UserMistake
-from .index import write_index
+from .index import draw, write_index
 from .machine import usable_cores
 
 COLUMNS = ("task", "seed", "size", "ratio", "frames", "settings")
 SAY_SECONDS = 60.0
 GRACE_SECONDS = 300.0  # to write the last checkpoint
 TIMES = 200  # points of `times.csv`
+POINTS = 100  # of `metrics.csv`
+EPISODES = 10  # of the evaluation at the end
 
 
 @dataclass(frozen=True)
@@ -175,14 +179,39 @@ class Batch:
     def standing(self) -> str:
         """One line: what runs, how far it is, its score and where that lies among the published."""
         running = [f"{name}: {_standing(self._runs / name, entry)}" for name, entry in list(self._running.items())]
-        done = sum(is_finished(self._runs / entry.name, entry) for entry in self._entries)
+        done = sum(self._is_done(entry) for entry in self._entries)
         return f"{done} of {len(self._entries)} finished; " + ("; ".join(running) or "nothing runs")
 
+    def _is_done(self, entry: Entry) -> bool:
+        made = _made(self._results / entry.name)
+        return bool(made.get("finished")) and made["frames"] >= entry.config.frames
+
     def _run(self, entry: Entry) -> None:
-        folder = self._runs / entry.name
-        if self._stop.is_set() or is_finished(folder, entry):
+        folder, place = self._runs / entry.name, self._results / entry.name
+        if self._stop.is_set() or self._is_done(entry):
             return
+        before = _made(place) if _frames(folder) else {}  # of a run that goes on
+        commits = list(dict.fromkeys([*before.get("commits", []), _commit()]))
         begun = time.monotonic()
+        if not is_finished(folder, entry):
+            self._train(entry, folder)
+        minutes = before.get("minutes", 0) + (time.monotonic() - begun) / 60
+        evaluation = _evaluate(folder, self._device) if is_finished(folder, entry) else None
+        with contextlib.suppress(CheckpointError), self._writing:  # it was stopped before its first checkpoint
+            if keep(folder, entry, place, minutes, commits, evaluation):
+                self._write()
+            else:
+                self._say(f"{place} holds a longer curve of {entry.name}; that is left as it is")
+        self._say(f"{entry.name}: {_standing(folder, entry)}")
+
+    def _write(self) -> None:
+        try:
+            write_index(self._results)
+            draw(self._results)
+        except UserMistake as error:
+            self._say(f"No new index of {self._results}: {error}")
+
+    def _train(self, entry: Entry, folder: Path) -> None:
         self._running[entry.name] = entry
         folder.mkdir(parents=True, exist_ok=True)
         command = [*entry.command(folder), "--device", self._device]
@@ -212,11 +241,6 @@ class Batch:
         if process.returncode:
             self._failed.append(entry.name)
             self._say(f"{entry.name} ended by an error: see {self._runs / f'{entry.name}.txt'}")
-        with contextlib.suppress(CheckpointError):  # it was stopped before its first checkpoint
-            with self._writing:
-                keep(folder, entry, self._results / entry.name, (time.monotonic() - begun) / 60)
-                write_index(self._results)
-            self._say(f"{entry.name}: {_standing(folder, entry)}")
 
 
 def is_finished(folder: Path, entry: Entry) -> bool:
@@ -240,18 +264,45 @@ def _standing(folder: Path, entry: Entry) -> str:
     frames, score = curve.last, curve.at(curve.last, published.window(entry.task))
     if score is None:
         return "no episode yet"
+    text = f"{score:.4g} at {published.short(frames)} frames"
     bands = [band for band in published.curve(entry.task) if band.frames <= frames]
-    there = f"; published {bands[-1].mean:.4g} at {published.short(bands[-1].frames)}" if bands else ""
-    return f"{score:.4g} at {published.short(frames)} frames{there}"
+    there = curve.at(bands[-1].frames, published.window(entry.task)) if bands else None
+    return text if there is None else f"{text}; {published.standing(entry.config, bands[-1], there)}"
 
 
-def keep(folder: Path, entry: Entry, place: Path, minutes: float) -> None:
-    """Write a run's curve, its times, its config and where it was made.
+def _made(place: Path) -> dict[str, Any]:
+    """What `keep` has said of a run; empty where it has not."""
+    try:
+        made = json.loads((place / "run.json").read_text())
+        return {"frames": int(made["frames"]), **made} if isinstance(made, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _evaluate(folder: Path, device: str) -> dict[str, Any] | None:
+    """The finished agent in new episodes; None if that fails."""
+    words = ["evaluate", str(folder), "--episodes", str(EPISODES), "--device", device, "--json"]
+    done = subprocess.run([sys.executable, "-m", "dreamer", *words], capture_output=True, text=True)
+    try:
+        return {"command": " ".join(["dreamer", *words[:1], *words[2:]]), **json.loads(done.stdout)}
+    except ValueError:
+        return None
+
+
+def keep(
+    folder: Path, entry: Entry, place: Path, minutes: float, commits: list[str], evaluation: dict[str, Any] | None
+) -> bool:
+    """Write a run's curve, its times, what it measured, its config and where it was made.
+
+    Returns:
+        No if what is there already is longer, which is left alone.
 
     Raises:
         CheckpointError: the run has no curve yet.
     """
     curve = scores.read(folder)
+    if _made(place).get("frames", 0) > _frames(folder):
+        return False
     place.mkdir(parents=True, exist_ok=True)
     scores.write_csv(curve, place / "scores.csv")
     (place / "config.json").write_text((folder / "config.json").read_text())
@@ -261,23 +312,24 @@ def keep(folder: Path, entry: Entry, place: Path, minutes: float) -> None:
         writer.writerow(["frames", "hours"])
         step = max(1, -(-len(times) // TIMES))
         writer.writerows((frames, f"{hours:.4f}") for frames, hours in [*times[:-1:step], *times[-1:]])
-    with contextlib.suppress(OSError, ValueError):
-        minutes += json.loads((place / "run.json").read_text())["minutes"]
+    scores.write_metrics(folder, place / "metrics.csv", POINTS)
     (place / "run.json").write_text(
         json.dumps(
             {
                 "command": "dreamer " + " ".join(entry.command(Path("runs") / entry.name)),
-                "commit": _commit(),
+                "commits": commits,
                 "machine": _machine(),
                 "torch": _torch(),
                 "minutes": round(minutes, 2),
                 "frames": _frames(folder),
                 "finished": is_finished(folder, entry),
+                "evaluation": evaluation,
             },
             indent=2,
         )
         + "\n"
     )
+    return True
 
 
 def _commit() -> str:

@@ -1,4 +1,7 @@
-"""Runs beside each other and beside the published scores, and over tasks as one number with an interval."""
+"""Runs beside each other and beside the published scores, and over tasks as one number with an interval.
+
+The statistics are those of rliable (Agarwal et al. 2021), which would bring four packages along for these few lines.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +26,10 @@ class Result:
     method: str
     frames: int
     scores: tuple[float, ...]  # one for each run
-    published: float | None  # at the last published frames that are not beyond ours
-    published_frames: int | None
+    published: Band | None  # the last that is not beyond ours
+    there: tuple[float, ...]  # the runs' scores at its frames
     verdict: str  # empty where nothing is published, or under another protocol
+    protocol: tuple[str, ...]  # in what it differs from the published one
 
     @property
     def mean(self) -> float:
@@ -55,41 +59,56 @@ def normalize(task: str, score: float) -> float | None:
 
 
 def results(curves: Sequence[Curve], frames: int | None = None) -> list[Result]:
-    """One for each task and method, at `frames`, or where the shortest of its runs ends.
+    """One for each task and method, at `frames`, or where the shortest run on the task ends.
 
     Raises:
-        UserMistake: a run has no score there.
+        UserMistake: a run has no score there, or is given twice.
     """
     groups: dict[tuple[str, str], list[Curve]] = {}
+    ends: dict[str, int] = {}
     for curve in curves:
-        groups.setdefault((curve.config.task, curve.method), []).append(curve)
-    return [_result(task, method, runs, frames) for (task, method), runs in sorted(groups.items())]
+        task = curve.config.task
+        groups.setdefault((task, curve.method), []).append(curve)
+        ends[task] = min(curve.end, ends.get(task, curve.end))
+    return [_result(task, method, runs, frames or ends[task]) for (task, method), runs in sorted(groups.items())]
 
 
-def _result(task: str, method: str, runs: list[Curve], frames: int | None) -> Result:
-    at = min(run.last for run in runs) if frames is None else frames
-    scores = []
+def _result(task: str, method: str, runs: list[Curve], frames: int) -> Result:
+    seeds: dict[int, Curve] = {}
     for run in runs:
-        score = run.at(at, window(task))
-        if score is None or run.last < window(task) * at:
-            raise UserMistake(f"{run.folder} has no score at {at:,} frames; it ends at {run.last:,}")
-        scores.append(score)
-    band = _band_at(task, at)
-    judged = band is not None and band.frames > window(task) * at and not other_protocol(runs[0].config)
+        if run.config.seed in seeds:
+            other = seeds[run.config.seed].folder
+            raise UserMistake(
+                f"{run.folder} is seed {run.config.seed} of {task} with {method}, as {other} is; give one"
+            )
+        seeds[run.config.seed] = run
+        if run.end < window(task) * frames:
+            raise UserMistake(f"{run.folder} has no score at {frames:,} frames; it ends at {run.end:,}")
+    reached = min(frames, *(run.end for run in runs))
+    begun = max(run.frames[0] for run in runs) if all(len(run.frames) for run in runs) else frames
+    band = next((band for band in reversed(published(task)) if begun <= band.frames <= reached), None)
+    there = _scores(runs, band.frames) if band else ()
+    differing = other_protocol(runs[0].config) if band else []
     return Result(
         task=task,
         method=method,
-        frames=at,
-        scores=tuple(scores),
-        published=band.mean if band else None,
-        published_frames=band.frames if band else None,
-        verdict=verdict(float(np.mean(scores)), band, len(scores)) if band and judged else "",
+        frames=frames,
+        scores=_scores(runs, frames),
+        published=band,
+        there=there,
+        verdict=verdict(float(np.mean(there)), band, len(there)) if band and not differing else "",
+        protocol=tuple(differing),
     )
 
 
-def _band_at(task: str, frames: int) -> Band | None:
-    before = [band for band in published(task) if band.frames <= frames]
-    return before[-1] if before else None
+def _scores(runs: Sequence[Curve], frames: int) -> tuple[float, ...]:
+    scores = []
+    for run in runs:
+        score = run.at(frames, window(run.config.task))
+        if score is None:
+            raise UserMistake(f"no episode of {run.folder} had ended at {frames:,} frames; give a larger --frames")
+        scores.append(score)
+    return tuple(scores)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -103,21 +122,20 @@ def aggregates(found: Sequence[Result]) -> list[Aggregate]:
     tasks = [np.array(result.normalized) for result in found if result.normalized]
     if not tasks:
         return []
-    statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "interquartile mean": interquartile_mean,
-        "mean": lambda values: float(values.mean()),
-        "median": lambda values: float(np.median(values)),
+    statistics: dict[str, Callable[[list[np.ndarray]], float]] = {
+        "interquartile mean": lambda tasks: interquartile_mean(np.concatenate(tasks)),
+        "mean": lambda tasks: float(np.mean([scores.mean() for scores in tasks])),
+        "median": lambda tasks: float(np.median([scores.mean() for scores in tasks])),
     }
     generator = np.random.default_rng(0)
     resampled = [
-        np.concatenate([task[generator.integers(len(task), size=len(task))] for task in tasks])
-        for _ in range(RESAMPLES)
+        [scores[generator.integers(len(scores), size=len(scores))] for scores in tasks] for _ in range(RESAMPLES)
     ]
-    several = min(len(task) for task in tasks) > 1
-    whole, result = np.concatenate(tasks), []
+    several = min(len(scores) for scores in tasks) > 1
+    result = []
     for name, statistic in statistics.items():
-        low, high = np.quantile([statistic(values) for values in resampled], [0.025, 0.975])
-        result.append(Aggregate(name, statistic(whole), (float(low), float(high)) if several else None))
+        low, high = np.quantile([statistic(each) for each in resampled], [0.025, 0.975])
+        result.append(Aggregate(name, statistic(tasks), (float(low), float(high)) if several else None))
     return result
 
 
@@ -133,37 +151,38 @@ def to_json(found: Sequence[Result]) -> dict[str, Any]:
 
 
 def comparable(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """The results by method and scale, those whose scores are normalised in the same way."""
+    """The results by method, and by suite and scale, where there is more than one score."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in found:
         if result.normalized:
-            scale = "human-normalised" if result.task.startswith("atari") else "scores as a share of 1000"
-            groups.setdefault((result.method, scale), []).append(result)
-    return groups
+            suite = result.task.split("/")[0]
+            scale = "human-normalised" if suite.startswith("atari") else "scores as a share of 1000"
+            groups.setdefault((result.method, f"{suite}, {scale}"), []).append(result)
+    return {key: mine for key, mine in groups.items() if sum(len(result.scores) for result in mine) > 1}
 
 
 def table(found: Sequence[Result]) -> str:
     """For people."""
-    rows = [("task", "method", "seeds", "frames", "score", "range", "normalised", "published", "")]
+    rows = [("task", "method", "seeds", "frames", "score", "range", "normalised", "published", "here", "")]
     for result in found:
         normalized = f"{np.mean(result.normalized):.3f}" if result.normalized else ""
         spread = f"{min(result.scores):.4g} to {max(result.scores):.4g}" if len(result.scores) > 1 else ""
-        there = ""
-        if result.published is not None and result.published_frames is not None:
-            there = f"{result.published:.4g} at {short(result.published_frames)}"
+        band, there, here = result.published, "", ""
+        if band is not None:
+            there, here = f"{band.mean:.4g} +- {band.std:.3g} at {short(band.frames)}", f"{np.mean(result.there):.4g}"
         rows.append(
             (
                 result.task, result.method, str(len(result.scores)), f"{result.frames:,}", f"{result.mean:.4g}",
-                spread, normalized, there, result.verdict,
+                spread, normalized, there, here, result.verdict or "; ".join(result.protocol),
             )
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     for (method, scale), mine in comparable(found).items():
-        if len(mine) < 2:
-            continue
-        lines.append(f"\n{method}, {scale}, over {len(mine)} tasks:")
+        lines.append(f"\n{method}, {scale}, over {len(mine)} task{'s' * (len(mine) > 1)}:")
         for value in aggregates(mine):
             interval = f" (95% interval {value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
             lines.append(f"  {value.name:<18} {value.value:.3f}{interval}")
+    if any(result.published for result in found):
+        lines.append("\npublished: Hafner et al. 2025, training episodes, mean and standard deviation over seeds")
     return "\n".join(lines)

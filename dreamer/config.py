@@ -255,6 +255,17 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def unusual(config: Config) -> dict[str, tuple[Any, Any]]:
+    """What is not as the task's protocol has it and changes what is learned: {key: (usual, here)}."""
+    protocol = make_config(config.task)
+    usual = flatten(make_config(config.task, size=config.size)) | {"size": protocol.size}
+    return {
+        key: (usual.get(key), value)
+        for key, value in flatten(config).items()
+        if usual.get(key) != value and key != "seed" and not may_change(key)
+    }
+
+
 def to_json(config: Config) -> dict[str, Any]:
     return asdict(config)
 

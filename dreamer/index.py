@@ -16,6 +16,23 @@ HALFWAY = 0.5  # of the frames of the longest run of the same kind
 
 def write_index(results: Path) -> None:
     """`index.md` of the runs that `dreamer batch` has kept there."""
+    curves, waiting = _read(results)
+    found = compare.results(curves)
+    lines = [*_results(found, curves), *_waiting(waiting), *_aggregates(found), *_times(curves)]
+    (results / "index.md").write_text("\n".join(lines) + "\n")
+
+
+def draw(results: Path) -> None:
+    """`curves.png` of the same runs, a panel for each task."""
+    from . import plot
+
+    curves, _ = _read(results)
+    if curves:
+        plot.draw(curves, results / "curves.png")
+
+
+def _read(results: Path) -> tuple[list[Curve], list[Curve]]:
+    """The runs that are compared, and those that have begun."""
     curves = [scores.read(path.parent) for path in sorted(results.glob("*/scores.csv"))]
     curves = [curve for curve in curves if len(curve.frames)]
     longest: dict[tuple[str, str], int] = {}
@@ -23,36 +40,44 @@ def write_index(results: Path) -> None:
         key = curve.config.task, curve.method
         longest[key] = max(curve.last, longest.get(key, 0))
     # Seeds are compared where the shortest ends; one that has just begun waits until it is half as far as the others.
-    curves = [each for each in curves if each.last >= HALFWAY * longest[each.config.task, each.method]]
-    found = compare.results(curves)
-    lines = [*_results(found, curves), *_aggregates(found), *_times(curves)]
-    (results / "index.md").write_text("\n".join(lines) + "\n")
+    is_far = [each.last >= HALFWAY * longest[each.config.task, each.method] for each in curves]
+    far, begun = ([each for each, far in zip(curves, is_far) if far is wanted] for wanted in (True, False))
+    return far, begun
 
 
 def _results(found: Sequence[compare.Result], curves: Sequence[Curve]) -> list[str]:
     lines = [
-        "| task | size, ratio | seeds | frames | ours | range | published | verdict | machine | hours |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| task | size, ratio | seeds | frames | ours | range | published (range, seeds) | ours there | verdict "
+        "| machine | hours | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in found:
         mine = [curve.folder for curve in curves if (curve.config.task, curve.method) == (each.task, each.method)]
         made: list[dict[str, Any]] = [json.loads((path / "run.json").read_text()) for path in mine]
         spread = f"{min(each.scores):.4g} to {max(each.scores):.4g}" if len(each.scores) > 1 else ""
-        there = "" if each.published is None else f"{each.published:.4g} at {each.published_frames:,}"
+        band, there, here = each.published, "", ""
+        if band is not None:
+            there = f"{band.mean:.4g} +- {band.std:.3g} at {band.frames:,} "
+            there += f"({band.low:.4g} to {band.high:.4g}, {band.seeds})"
+            here = f"{np.mean(each.there):.4g}"
         machines = "; ".join(sorted({run["machine"] for run in made}))
         hours = " + ".join(f"{run['minutes'] / 60:.2g}" for run in made)
+        commits = ", ".join(dict.fromkeys(commit for run in made for commit in run["commits"]))
         lines.append(
             f"| `{each.task}` | {each.method} | {len(each.scores)} | {each.frames:,} | {each.mean:.4g} | {spread} | "
-            f"{there} | {each.verdict} | {machines} | {hours} |"
+            f"{there} | {here} | {each.verdict or '; '.join(each.protocol)} | {machines} | {hours} | {commits} |"
         )
     return lines
+
+
+def _waiting(curves: Sequence[Curve]) -> list[str]:
+    """The seeds that are not in the table yet."""
+    return ["", *(f"Begun: `{c.config.task}`, {c.method}, seed {c.config.seed}, {c.end:,} frames." for c in curves)]
 
 
 def _aggregates(found: Sequence[compare.Result]) -> list[str]:
     rows = []
     for (method, scale), mine in compare.comparable(found).items():
-        if len(mine) < 2:
-            continue
         for value in compare.aggregates(mine):
             interval = f"{value.interval[0]:.3f} to {value.interval[1]:.3f}" if value.interval else "one seed"
             rows.append(f"| {method} | {scale} | {len(mine)} | {value.name} | {value.value:.3f} | {interval} |")
@@ -72,7 +97,8 @@ def _times(curves: Sequence[Curve]) -> list[str]:
         taken = _hours(curve.folder / "times.csv")
         for band in published.curve(curve.config.task):
             frames = reached(curve, band.mean)
-            if frames is None or not len(taken):
+            # What the first episodes score has not been learned.
+            if frames in (None, curve.frames[0]) or not len(taken):
                 continue
             run, there = f"{curve.method}, seed {curve.config.seed}", f"{band.mean:.4g} at {band.frames:,}"
             minutes = 60 * np.interp(frames, *taken)

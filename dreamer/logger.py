@@ -247,6 +247,7 @@ class Logger:
         self._sums: dict[str, torch.Tensor] = {}
         self._updates = 0
         self._skipped = 0  # updates that were not finite
+        self._standing = ""  # beside the last published score
         now = time.monotonic()
         self._shown = now - config.run.video_seconds + FIRST_VIDEO_SECONDS
         self._film = Film()
@@ -342,6 +343,7 @@ class Logger:
             "recent": list(self._recent),
             "episodes": self._episodes,
             "skipped": self._skipped,
+            "standing": self._standing,
             "signs": sorted(self._health.said),
         }
 
@@ -349,6 +351,7 @@ class Logger:
         self._scores, self._lengths = state["scores"].copy(), state["lengths"].copy()
         self._recent.extend(state["recent"])
         self._episodes, self._skipped = state["episodes"], state["skipped"]
+        self._standing = state.get("standing", "")
         self._health.said |= set(state["signs"])
 
     def sync(self) -> None:
@@ -376,7 +379,7 @@ class Logger:
         parts.append(f"{counters.updates:,} update{'s' * (counters.updates != 1)}")
         if self._skipped:
             parts.insert(1, f"{self._skipped} updates skipped (not finite)")
-        return parts
+        return parts + [self._standing] * bool(self._standing)
 
     def _compare(self, band: Band) -> None:
         """The score so far beside the published one."""
@@ -389,6 +392,7 @@ class Logger:
         if score is None:
             return
         sentence = standing(self._config, band, score)
+        self._standing = sentence
         self._terminal.say(sentence[0].upper() + sentence[1:])
         allowed = tolerance(band)
         scalars = {"here": score, "mean": band.mean, "low": band.mean - allowed, "high": band.mean + allowed}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from .config import PROTOCOLS, Config
+from .config import PROTOCOLS, Config, unusual
 
 CURVES = {
     "atari": "atari57.csv",
@@ -51,7 +51,7 @@ def curve(task: str, method: str = "dreamerv3") -> list[Band]:
         Band(
             int(row["frames"]),
             int(row["seeds"]),
-            *(float(row[name]) for name in ("mean", "min", "max", "stdev")),
+            *(float(row[name] or 0) for name in ("mean", "min", "max", "stdev")),  # one seed has no deviation
         )
         for row in _rows(CURVES[suite])
         if row["task"] == key and row["method"] == method
@@ -80,13 +80,15 @@ def verdict(score: float, band: Band, seeds: int) -> str:
 
 def other_protocol(config: Config) -> list[str]:
     """In what a run differs from the protocol of the published scores, in words."""
-    protocol = PROTOCOLS.get(config.task.split("/")[0], {})
-    differing = [
-        f"{key} {_plain(protocol[key])}, here {_plain(getattr(config, key))}"
-        for key in ("size", "ratio", "repeat")
-        if key in protocol and getattr(config, key) != protocol[key]
+    return [
+        f"here {key}={value}" if usual is None else f"{key} {_plain(usual)}, here {_plain(value)}"
+        for key, (usual, value) in unusual(config).items()
     ]
-    return differing + [f"here environment.{key}={value}" for key, value in config.environment.items()]
+
+
+def size(task: str) -> str:
+    """Of the model whose scores are published."""
+    return str(PROTOCOLS[_key(task)[0]]["size"])
 
 
 def standing(config: Config, band: Band, score: float, seeds: int = 1) -> str:
@@ -137,7 +139,7 @@ def expectation(task: str) -> str | None:
 
 def short(frames: int) -> str:
     """1234567 -> 1.2 million."""
-    for size, word in ((1_000_000, "million"), (1_000, "thousand")):
-        if frames >= size:
-            return f"{frames / size:.2g} {word}" if frames < 100 * size else f"{frames / size:.0f} {word}"
+    for unit, word in ((1_000_000, "million"), (1_000, "thousand")):
+        if frames >= 0.9995 * unit:
+            return f"{frames / unit:.2g} {word}" if frames < 99.5 * unit else f"{frames / unit:.0f} {word}"
     return str(frames)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import CheckpointError, RunFolder
-from .config import Config, flatten, make_config
+from .config import Config, unusual
 
 FILES = ("metrics.jsonl", "scores.csv")  # a run's own, and the short form that is kept of one
 
@@ -19,42 +19,42 @@ FILES = ("metrics.jsonl", "scores.csv")  # a run's own, and the short form that 
 class Curve:
     """Scores of one run's training episodes, in the order in which they ended.
 
-    `frames` (E,) counts environment frames at each end, `scores` (E,).
+    `frames` (E,) counts environment frames at each end, `scores` (E,); `seen` those of the whole run, since an episode
+    may be under way when it ends.
     """
 
     folder: Path
     config: Config
     frames: np.ndarray
     scores: np.ndarray
+    seen: int = 0
 
     @property
     def last(self) -> int:
         """Frames at the last episode's end."""
         return int(self.frames[-1]) if len(self.frames) else 0
 
-    def at(self, frames: float, window: float) -> float | None:
-        """Mean score of the episodes that ended after `window * frames` and up to `frames`; None without any."""
-        inside = (self.frames > window * frames) & (self.frames <= frames)
-        return float(self.scores[inside].mean()) if inside.any() else None
+    @property
+    def end(self) -> int:
+        """Frames up to which every episode that ended is known."""
+        return max(self.seen, self.last)
 
-    def means(self, edges: np.ndarray) -> np.ndarray:
-        """Mean score between each two edges (n + 1,) -> (n,), NaN where no episode ended."""
-        places = np.digitize(self.frames, edges, right=True) - 1
-        inside = (places >= 0) & (places < len(edges) - 1)
-        sums = np.bincount(places[inside], self.scores[inside], len(edges) - 1)
-        counts = np.bincount(places[inside], minlength=len(edges) - 1)
-        return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    def at(self, frames: float, window: float) -> float | None:
+        """Mean score of the episodes that ended after `window * frames` and up to `frames`.
+
+        Where none ended there, it is the score of the last before; None before the first.
+        """
+        ended = self.frames <= frames
+        if not ended.any():
+            return None
+        inside = ended & (self.frames > min(window * frames, self.frames[ended].max() - 1))
+        return float(self.scores[inside].mean())
 
     @property
     def method(self) -> str:
         """What two seeds of one experiment share: size, ratio, and what else was not as the protocol has it."""
         config = self.config
-        usual = flatten(make_config(config.task, size=config.size))
-        other = [
-            f"{key} {value}"
-            for key, value in flatten(config).items()
-            if usual.get(key) != value and key not in ("seed", "frames", "ratio") and not key.startswith("run.")
-        ]
+        other = [f"{key} {here}" for key, (_, here) in unusual(config).items() if key not in ("size", "ratio")]
         return ", ".join([f"size {config.size}", f"ratio {config.ratio:g}", *other])
 
 
@@ -64,7 +64,7 @@ def read(path: Path) -> Curve:
     Raises:
         CheckpointError: it is neither.
     """
-    return Curve(path, RunFolder(path).config(), *episodes(path))
+    return Curve(path, RunFolder(path).config(), *episodes(path), _seen(path))
 
 
 def episodes(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +74,21 @@ def episodes(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise CheckpointError(f"{path} has no scores: neither {' nor '.join(FILES)} is there")
     try:
         pairs = _from_csv(file) if file.suffix == ".csv" else _from_lines(file)
-    except (KeyError, ValueError) as error:
+        frames, scores = np.array(pairs, float).reshape(-1, 2).T
+        if not np.isfinite(frames).all() or (np.diff(frames) < 0).any():
+            raise ValueError("its frames are not in order")
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error})") from error
-    frames, scores = np.array(pairs, float).reshape(-1, 2).T
     return frames.astype(np.int64), scores
+
+
+def _seen(path: Path) -> int:
+    """Frames that the run in a folder has made, as far as it tells; 0 if it does not."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if (path / FILES[0]).is_file():
+            return int(max(line["frames"] for line in _lines(path / FILES[0])))
+        return int(json.loads((path / "run.json").read_text())["frames"])
+    return 0
 
 
 def hours(path: Path) -> list[tuple[int, float]]:
@@ -90,6 +101,21 @@ def hours(path: Path) -> list[tuple[int, float]]:
             before = values["frames"]
             found.append((before, total))
     return found
+
+
+def write_metrics(path: Path, out: Path, points: int) -> None:
+    """What a run's own folder has measured of learning, as a table of so many rows: losses, entropy, returns, norms."""
+    groups = ("loss/", "world_model/", "behavior/", "optimizer/")
+    lines = [line for line in _lines(path / "metrics.jsonl") if any(key.startswith(groups) for key in line)]
+    step = max(1, -(-len(lines) // points))
+    lines = [*lines[:-1:step], *lines[-1:]]
+    names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(groups)))
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["frames", *names])
+        for line in lines:
+            values = [line.get(name) for name in names]
+            writer.writerow([line["frames"], *("" if value is None else f"{value:.5g}" for value in values)])
 
 
 def write_csv(curve: Curve, path: Path) -> None:

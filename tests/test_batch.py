@@ -1,6 +1,7 @@
 """A list of runs that is worked through."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -38,6 +39,10 @@ def test_a_list_is_worked_through(tmp_path):
         made = json.loads((place / "run.json").read_text())
         assert made["finished"] and made["frames"] == 60 + 20 * seed and made["minutes"] > 0
         assert made["command"].startswith(f"dreamer train --env gym/CartPole-v1 --seed {seed} --size 1m --frames")
+        assert made["evaluation"]["mean"] > 0 and len(made["evaluation"]["scores"]) == batch.EPISODES
+        assert len(made["commits"]) == 1
+        names, *rows = (place / "metrics.csv").read_text().splitlines()
+        assert names.startswith("frames,") and "behavior/entropy" in names and 0 < len(rows) <= batch.POINTS
         *_, last = (place / "times.csv").read_text().splitlines()
         assert last.startswith(f"{60 + 20 * seed},0.00")
     index = (tmp_path / "results" / "index.md").read_text()
@@ -46,6 +51,25 @@ def test_a_list_is_worked_through(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     assert work(tmp_path, tmp_path / "list.csv").exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    assert (tmp_path / "results" / "curves.png").stat().st_size > 1000
+    # Nor on another machine, which has the results alone.
+    shutil.rmtree(tmp_path / "runs")
+    assert work(tmp_path, tmp_path / "list.csv").exit_code == 0
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_longer_curve_is_not_replaced(tmp_path):
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}")
+    assert work(tmp_path, path).exit_code == 0
+    (entry,) = read(path)
+    place = tmp_path / "results" / entry.name
+    made = json.loads((place / "run.json").read_text())
+    (place / "run.json").write_text(json.dumps(made | {"frames": 1000, "finished": False}))
+    (place / "scores.csv").write_text("frames,score\n900,7\n")
+    shutil.rmtree(tmp_path / "runs")
+    result = work(tmp_path, path)
+    assert result.exit_code == 0 and "holds a longer curve" in result.stderr
+    assert (place / "scores.csv").read_text() == "frames,score\n900,7\n"
 
 
 def test_the_index_grows_as_runs_end(tmp_path, monkeypatch):

@@ -410,7 +410,7 @@ def test_published_scores_are_set_beside_ours(tmp_path):
     assert "published" not in watched.stream.getvalue()
     watched.rows([0], [1], [0])
     watched.close()
-    said = "At 50 thousand frames: 512; published 310 +- 31.98 (5 seeds; size 12m, here 1m; ratio 512, here 1)"
+    said = "At 50 thousand frames: 512; published 310 +- 31.98 (5 seeds; ratio 512, here 1; "
     band = published.curve("dmc/cartpole_swingup")[0]
     said = said.replace("310", f"{band.mean:.4g}").replace("31.98", f"{band.std:.3g}")
     assert said in watched.stream.getvalue()
