@@ -96,7 +96,8 @@ class Agent:
         Returns:
             The new memory: the flat actions (N, A) and the posterior of this observation.
         """
-        seen = {key: moved(value, self.device) for key, value in observation.items()}
+        # In the order in which it was captured, whatever the environment's is.
+        seen = {key: moved(observation[key], self.device) for key in self.observation_spec.keys}
         arguments = seen, moved(is_first, self.device), moved(is_last, self.device), memory
         captured = self._captured_choose
         if captured is not None and not greedy and captured.accepts(*arguments):
@@ -139,6 +140,10 @@ class Agent:
         policy = actor(rssm.feature(state))
         return state, actor.sample(policy, noise), actor.mode(policy)
 
+    def forget_weights(self) -> None:
+        """They have moved: cast and slice them anew at the next action."""
+        self._recurrence = None
+
     # Learning ------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch) -> tuple[dict[str, Tensor], State]:
@@ -148,7 +153,7 @@ class Agent:
             Metrics, each (), still on the device; and the new posteriors (B, T, ...) for the replay.
         """
         values, posterior = (self._captured_learn or self._learn)(batch.to(self.device))
-        self._recurrence = None  # the weights have moved
+        self.forget_weights()
         return dict(zip(self._metrics, values.unbind())), posterior
 
     def _learn(self, batch: Batch) -> tuple[Tensor, State]:
@@ -239,6 +244,13 @@ class Agent:
         for owner, name in self._work():
             vars(owner).pop(name, None)
 
+    def prepare(self, batch: Batch, environments: int) -> None:
+        """Compile, run everything once, and on a GPU capture; `batch` is of the shapes that will come."""
+        self.compile()
+        self.warm_up(batch, environments)
+        if self.device.type == "cuda":
+            self.capture(batch, environments)
+
     def warm_up(self, batch: Batch, environments: int) -> None:
         """Run everything that is compiled once, and leave no trace in the agent."""
         before = self.generator.get_state()
@@ -248,9 +260,22 @@ class Agent:
         self.generator.set_state(before)
 
     def capture(self, batch: Batch, environments: int) -> None:
-        """From now on launch an update as one, and the choice of so many environments' actions (on a GPU)."""
-        self._captured_learn = Captured(self._learn, (_unsound(batch.to(self.device)),), self.generator)
-        self.capture_acting(batch, environments)
+        """From now on launch an update as one, and the choice of so many environments' actions (on a GPU).
+
+        Raises:
+            Exception: whatever keeps it from being captured; then all is as before.
+        """
+        state = self.generator.get_state()
+        try:
+            self._captured_learn = Captured(self._learn, (_unsound(batch.to(self.device)),), self.generator)
+            self.capture_acting(batch, environments)
+        except BaseException:
+            self.release()
+            self.optimizer.zero_grad(set_to_none=True)
+            # One that a broken capture has touched may believe in it for good.
+            self.generator = torch.Generator(self.device)
+            self.generator.set_state(state)
+            raise
 
     def capture_acting(self, batch: Batch, environments: int) -> None:
         """The choice of actions alone, for another number of environments."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from .agent import Agent
@@ -34,6 +35,7 @@ SECONDS = 15.0  # after which no more than the least are made
 STEP_SECONDS = 2.0  # of stepping environments
 EPISODE = 100  # steps, in the random experience
 ACTING = (1, 16)  # environments at once
+NEVER = 1e-12  # a train ratio at which no update is ever due
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,13 @@ class Training:
     updates_per_second: float
     shares: dict[str, float]  # of the time; updates, environments, acting and replay as measured alone, and the rest
 
+    overlap: bool  # environments step while a GPU learns
+
     @property
     def of_allowed(self) -> float:
         """Its speed, as a share of the speed it would have if nothing but updates and environments took time."""
-        return self.shares["updates"] + self.shares["environments"]
+        both = self.shares["updates"], self.shares["environments"]
+        return max(both) if self.overlap else sum(both)
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,16 @@ class Report:
     device: str
     precision: str
     compiled: bool
+    cold: bool  # with an empty compile cache
     threads: int
     torch: str
     update: Spread
-    parts: dict[str, float]  # of one update, one after the other, on a GPU launched one by one; they add up to its time
-    first_update_s: float  # from nothing, compiling included
+    parts: dict[str, float]  # of an update timed apart, on a GPU launched one by one; they add up to its time
+    first_update_s: float  # from making the agent, compiling included
     acting: dict[str, Spread]  # by the number of environments
     replay_sample: Spread
     replay_refresh: Spread
-    environment_steps_per_second: float  # of all environments, with random actions and nothing else
+    environment_steps_per_second: float  # of all environments, with random actions, drawn anew, and nothing else
     collected_steps_per_second: float  # the training loop without learning
     training: Training
     peak_memory_bytes: int
@@ -97,30 +103,29 @@ class Report:
         return result
 
 
-def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Report:
+def measure(config: Config, environments: Any, say: Callable[[str], None], cold: bool = False) -> Report:
     """Measure all of it; takes a minute or two, and longer where compiling does.
 
     Args:
         config: its task, size, batch, device, precision and `run.compile` count.
         environments: of that task, not begun.
         say: is told what comes next.
+        cold: the compile cache is empty.
     """
     keep_freed_memory()
     limit_threads()
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
     replay = random_replay(config, observation, action, 1, device)
-    compiled = config.run.compile and why_not_compile(device) is None
+    problem = why_not_compile(device) if config.run.compile else "as asked"
+    compiled = problem is None
 
-    say("Compiling, or reading what was compiled before" if compiled else "Running eager code")
+    say("Compiling, or reading what was compiled before" if compiled else f"Running eager code ({problem})")
     begun = time.perf_counter()
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
     batch, windows = replay.sample(config.replay.batch)
     if compiled:
-        agent.compile()
-        if device.type == "cuda":
-            agent.warm_up(batch, config.envs)
-            agent.capture(batch, config.envs)
+        agent.prepare(batch, config.envs)
     posterior = agent.update(batch)[1]
     _wait(device)
     first_update = time.perf_counter() - begun
@@ -142,8 +147,6 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
     agent.release()  # what a graph has captured has no parts
     parts = time_parts(agent, lambda: agent.update(batch))
     agent.uncompile()
-    with FlopCounterMode(display=False) as counter:
-        agent.loss(batch.to(device))[0].backward()
     return Report(
         task=config.task,
         size=config.size,
@@ -151,6 +154,7 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
         device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         precision=str(agent.dtype).removeprefix("torch."),
         compiled=compiled,
+        cold=cold,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         update=update,
@@ -163,9 +167,21 @@ def measure(config: Config, environments: Any, say: Callable[[str], None]) -> Re
         collected_steps_per_second=collected,
         training=training,
         peak_memory_bytes=memory,
-        update_flop=counter.get_total_flops(),
+        update_flop=count_flop(agent, batch),
         peak_flop_per_second=matrix_peak(device, agent.dtype),
     )
+
+
+def count_flop(agent: Agent, batch: Batch) -> int:
+    """Of the matrix products and convolutions of an update, told from one of its sequences."""
+
+    def first(value: Any) -> Any:
+        return tree_map(lambda x: x[:1], value)
+
+    with FlopCounterMode(display=False) as counter:
+        agent.loss(first(batch).to(agent.device))[0].backward()
+    agent.optimizer.zero_grad(set_to_none=True)
+    return counter.get_total_flops() * len(batch.reward)
 
 
 def random_replay(
@@ -219,7 +235,10 @@ def timed(function: Callable[[], Any], device: torch.device) -> Spread:
 
 
 def time_parts(agent: Agent, update: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of each part of the update that took the median time, waiting for the device after each."""
+    """Seconds of each part of the update that took the median time, waiting for the device after each.
+
+    They add up to the whole of that update: the rest is what lies between the other parts.
+    """
     model, actor_critic = agent.world_model, agent.actor_critic
     names = ["encoder", "posterior scan", "imagination", "heads and losses", "backward", "optimiser", "the rest"]
     watch = Stopwatch(agent.device)
@@ -232,9 +251,11 @@ def time_parts(agent: Agent, update: Callable[[], Any]) -> dict[str, float]:
         (model, "outcome", "heads and losses"),
         (actor_critic, "imagined_losses", "heads and losses"),
         (actor_critic, "replay_losses", "heads and losses"),
-        (agent, "loss", "forward"),
+        (torch.Tensor, "backward", "backward"),
         (agent, "step", "optimiser"),
     ):
+        for _ in range(WARM_UPS):
+            update()
         while _goes_on([sum(parts.values()) for parts in measured]):
             watch.seconds.clear()
             _wait(agent.device)
@@ -243,7 +264,6 @@ def time_parts(agent: Agent, update: Callable[[], Any]) -> dict[str, float]:
             _wait(agent.device)
             whole = time.perf_counter() - begun
             seconds = watch.seconds
-            seconds["backward"] = whole - seconds.pop("forward") - seconds["optimiser"]
             seconds["the rest"] = whole - sum(seconds.values())
             measured.append({name: seconds[name] for name in names})
     return sorted(measured, key=lambda parts: sum(parts.values()))[len(measured) // 2]
@@ -288,27 +308,37 @@ def _acting(agent: Agent, replay: Replay, count: int, batch: Batch) -> Callable[
         agent.capture_acting(batch, count)
     observation = random_observation(agent.observation_spec, count, replay.generator)
     flags, memory = torch.zeros(count, dtype=torch.bool), agent.start(count)
-    return lambda: agent.act(observation, flags, flags, memory).action.cpu()
+
+    def act() -> Tensor:
+        agent.forget_weights()  # as after an update
+        return agent.act(observation, flags, flags, memory).action.cpu()
+
+    return act
 
 
 def _steps_per_second(environments: Environments, spec: ActionSpec) -> float:
-    flat = np.random.default_rng(0).uniform(-1, 1, (len(environments), spec.width)).astype(np.float32)
-    actions = spec.to_environment(flat)
-    environments.step(actions)
+    generator = np.random.default_rng(0)
+
+    def step() -> None:
+        flat = generator.uniform(-1, 1, (len(environments), spec.width)).astype(np.float32)
+        environments.step(spec.to_environment(flat))
+
+    for _ in range(WARM_UPS):
+        step()
     steps, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < STEP_SECONDS:
-        environments.step(actions)
+        step()
         steps += len(environments)
     return steps / (time.perf_counter() - begun)
 
 
 def _collected_per_second(config: Config, agent: Agent, environments: Environments) -> float:
-    """By the training loop itself, at a ratio at which no update is ever due."""
+    """By the training loop itself, without learning."""
     rows = config.replay.length + 1
     streams, generator = len(environments), torch.Generator().manual_seed(0)
     spaces = agent.observation_spec, agent.action_spec
     replay = new_replay(config, *spaces, streams, streams * rows, generator, agent.device)
-    return _loop(replace(config, ratio=1e-12), agent, environments, replay, (), STEP_SECONDS)
+    return _loop(replace(config, ratio=NEVER), agent, environments, replay, (), STEP_SECONDS)
 
 
 def _training(
@@ -341,7 +371,8 @@ def _training(
         "acting": rate / count * acting.median_s,
         "replay": updates * replay_seconds,
     }
-    return Training(config.ratio, rate, updates, shares | {"the rest": 1 - sum(shares.values())})
+    rest = {"the rest": 1 - sum(shares.values())}
+    return Training(config.ratio, rate, updates, shares | rest, overlap=agent.device.type == "cuda")
 
 
 def _loop(
@@ -354,24 +385,31 @@ def _loop(
 ) -> float:
     """Agent steps per second of the training loop, after a warm-up."""
     counters = Counters(repeat=1, updates=1)
-    clock = Clock(warm_up=seconds / 4, seconds=seconds, counters=counters)
+    clock = Clock(warm_up=seconds / 4, seconds=seconds, counters=counters, learns=config.ratio > NEVER)
     config = replace(config, frames=sys.maxsize)
     train(config, agent, environments, replay, counters, observers, saver=Unsaved(), stopped=clock)
     return clock.rate
 
 
 class Clock:
-    """Stops the loop, and knows how many rows a second it made after a warm-up."""
+    """Stops the loop, and knows how many rows a second it made after a warm-up.
 
-    def __init__(self, warm_up: float, seconds: float, counters: Counters):
+    Where it `learns`, from an update to an update, so that the span holds its share of steps.
+    """
+
+    def __init__(self, warm_up: float, seconds: float, counters: Counters, learns: bool = False):
         self.counters = counters
+        self.learns = learns
+        self.updates = counters.updates
         self.begin = time.perf_counter() + warm_up
         self.seconds = seconds
         self.mark: tuple[float, int] | None = None
         self.rate = 0.0
 
     def __call__(self) -> bool:
-        now = time.perf_counter()
+        now, before, self.updates = time.perf_counter(), self.updates, self.counters.updates
+        if self.learns and self.updates == before:
+            return False
         if self.mark is None:
             # However long the first step takes, at least one more is measured.
             self.mark = (now, self.counters.rows) if now > self.begin and self.counters.rows else None
@@ -430,14 +468,20 @@ def _wait(device: torch.device) -> None:
 def table(report: Report) -> str:
     """The report for people."""
     whole = sum(report.parts.values())
+    apart = ", launched one by one" if report.training.overlap else ""
+    cache = f", compiling included, {'nothing' if report.cold else 'some of it maybe'} compiled before"
+    cache = cache if report.compiled else ""
     kind, training = "compiled" if report.compiled else "eager", report.training
     lines = [
         f"{report.task}, size {report.size}, {report.parameters / 1e6:.3g} million parameters",
         f"{report.device}, {report.precision}, {kind}, {report.threads} threads, torch {report.torch}",
         "",
+        "median (10th to 90th percentile)",
+        "",
         f"one update          {_spread(report.update)}, {1 / report.update.median_s:.3g} updates/s",
+        f"one in parts        {_time(whole)}, timed apart{apart}",
         *(f"  {name:<16}  {_time(seconds)}  {seconds / whole:4.0%}" for name, seconds in report.parts.items()),
-        f"first update        {_time(report.first_update_s)}{', compiling included' if report.compiled else ''}",
+        f"first update        {_time(report.first_update_s)}{cache}",
         *(
             f"acting, {count:>2} at once  {_spread(spread)}, {int(count) / spread.median_s:,.0f} actions/s"
             for count, spread in report.acting.items()
@@ -449,7 +493,7 @@ def table(report: Report) -> str:
         f"training            {training.steps_per_second:,.3g} steps/s, {training.updates_per_second:.3g} updates/s at "
         f"ratio {training.ratio:g}: {training.of_allowed:.0%} of what updates and environments allow",
         "  its time          " + ", ".join(f"{name} {share:.0%}" for name, share in training.shares.items()),
-        f"peak memory         {report.peak_memory_bytes / 1e9:.3g} GB",
+        f"peak memory         {f'{report.peak_memory_bytes / 1e9:.3g} GB' if report.peak_memory_bytes else 'not told'}",
         f"arithmetic          {report.update_flop / 1e9:,.4g} GFLOP an update, {report.peak_share:.0%} of the peak of "
         f"{report.peak_flop_per_second / 1e12:.3g} TFLOP/s",
     ]

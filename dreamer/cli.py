@@ -486,7 +486,10 @@ def bench(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure how fast this machine trains, acts and steps."""
+    """Measure how fast this machine trains, acts and steps.
+
+    On random data of the task's shapes and on its environments; takes a minute or two, and longer where it compiles.
+    """
     with tempfile.TemporaryDirectory() as empty:
         if cold:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
@@ -497,7 +500,7 @@ def bench(
         config = _new_config(task, {"size": size, "settings": settings})
         environments = _environments(config, config.envs, config.seed, guarded=True)
         try:
-            report = benchmark.measure(config, environments, lambda text: click.echo(f"{text} ...", err=True))
+            report = benchmark.measure(config, environments, lambda text: click.echo(f"{text} ...", err=True), cold)
         finally:
             environments.close()
     click.echo(json.dumps(report.to_json()) if as_json else benchmark.table(report))

@@ -47,8 +47,14 @@ class Captured:
         generator.set_state(before)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, stream=stream):
-            self._outputs = self._call()
+        current = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                self._outputs = self._call()
+        except BaseException as error:
+            torch.cuda.set_stream(current)
+            # What has broken the capture comes before what is said of a broken one.
+            raise (error.__context__ or error) from None
         self._graph = graph
 
     def _call(self) -> Any:

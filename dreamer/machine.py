@@ -47,19 +47,31 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        # Private in torch 2.11 to 2.13, public nowhere yet.
-        asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+        if hasattr(torch.cpu, "get_capabilities"):
+            found = torch.cpu.get_capabilities()
+            return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch 2.11
     return False
 
 
 def why_not_compile(device: torch.device) -> str | None:
-    """What keeps torch.compile from working here, in words, or None: Inductor builds C++ for CPUs, Triton for GPUs."""
+    """What keeps torch.compile from working here, in words, or None.
+
+    For a CPU Inductor builds C++, for a GPU Triton builds C, each by the compiler that it looks for itself.
+    """
     if device.type == "mps":
         return "torch.compile does not support mps well"
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
-        return "no C++ compiler was found (Debian: apt-get install g++)"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    if device.type == "cuda":
+        variable, usual = "CC", ["gcc", "clang"]
+    else:
+        variable, usual = "CXX", [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    given = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([given] if given else usual)):
+        found = f"{variable}={given} is not there" if given else f"{' or '.join(usual)} was not found"
+        return f"{found} (Debian: apt-get install g++)"
+    # Debian's own Python names a folder of its own first, in which they are not.
+    schemes = [sysconfig.get_default_scheme(), *({"posix_prefix"} & set(sysconfig.get_scheme_names()))]
+    if not any(Path(sysconfig.get_path("include", scheme), "Python.h").exists() for scheme in schemes):
         return "Python's headers were not found (Debian: apt-get install python3-dev)"
     return None
 
@@ -89,8 +101,9 @@ def keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1  # names of malloc.h
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        # Some versions take no more than 32 MB; the second without the first would make all of it slower.
+        if libc.mallopt(mmap_threshold, 1 << 30) or libc.mallopt(mmap_threshold, 1 << 25):
+            libc.mallopt(trim_threshold, (1 << 31) - 1)
     except (OSError, AttributeError):
         pass  # another C library, which does as it likes
 
@@ -110,5 +123,5 @@ def total_memory() -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that belong to a device; a CPU's are this process's."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else total_memory()
+    """Bytes of memory that a run may take on a device: what others leave free on a GPU, `total_memory` else."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory()

@@ -16,8 +16,8 @@ with it:
 A reset is a row of its own. `is_last` ends an episode for whatever reason; `is_terminal` only where the task really
 ended, not at a time limit.
 
-To train on T steps takes T + 1 rows: row 0 gives the latents to start from and the first previous action. `align` is
-the one place that shifts actions against the rest:
+To train on T steps takes T + 1 rows: row 0 gives the latents to start from and the first previous action. The one place
+that shifts actions against the rest is `Replay._take`:
 
     rows            0      1      2     ...   T
     observation            o[1]   o[2]        o[T]
@@ -26,7 +26,6 @@ the one place that shifts actions against the rest:
 """
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,19 +84,6 @@ class Window(NamedTuple):
     start: int
 
 
-def align(rows: Mapping[str, Tensor], observation_keys: list[str], latent: State) -> Batch:
-    """Shift T + 1 rows (B, T + 1, ...) into T training steps; see the diagram above."""
-    return Batch(
-        observation={key: rows[f"observation/{key}"][:, 1:] for key in observation_keys},
-        prev_action=rows["action"][:, :-1],
-        reward=rows["reward"][:, 1:],
-        is_first=rows["is_first"][:, 1:],
-        is_last=rows["is_last"][:, 1:],
-        is_terminal=rows["is_terminal"][:, 1:],
-        start=latent,
-    )
-
-
 def row_bytes(observation: ObservationSpec, action_width: int, deter: int, stoch: int) -> int:
     """Bytes that one row takes."""
     layout = _layout(observation, action_width, deter, stoch)
@@ -110,7 +96,11 @@ def _layout(
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for key in observation.keys:
         shape, dtype = observation.shape_and_dtype(key)
-        layout[f"observation/{key}"] = (shape, torch.uint8 if dtype.name == "uint8" else getattr(torch, dtype.name))
+        if key in observation.integers:
+            few = max(observation.integers[key]) <= 256
+            layout[f"observation/{key}"] = (shape, torch.uint8 if few else torch.int32)
+        else:
+            layout[f"observation/{key}"] = (shape, getattr(torch, dtype.name))
     layout["action"] = ((action_width,), torch.float32)
     layout["reward"] = ((), torch.float32)
     for flag in ("is_first", "is_last", "is_terminal"):
@@ -146,7 +136,7 @@ class Replay:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ):
-        self.keys = observation.keys
+        self.keys, self.integers = observation.keys, set(observation.integers)
         self.classes = latent[2]
         self.streams = streams
         self.length = length
@@ -209,17 +199,26 @@ class Replay:
         assert self.starts > 0, "sampled from a replay without a whole sequence"
         windows = self._draw(batch)
         places = moved(torch.from_numpy(self._places(windows)), self.device)
-        flat = {key: values.flatten(0, 1) for key, values in self.data.items()}
-        rows = {key: values[places] for key, values in flat.items() if key not in LATENTS}
-        first = places[:, 0]
-        latent = State(flat["deter"][first].float(), F.one_hot(flat["stoch"][first].long(), self.classes).float())
-        return align(rows, self.keys, latent), windows
+        return self._take({key: values.flatten(0, 1) for key, values in self.data.items()}, places), windows
 
     def blank(self, batch: int) -> Batch:
         """A batch of zeros, in all else like one that is sampled."""
-        rows = {key: values.new_zeros(batch, self.length + 1, *values.shape[2:]) for key, values in self.data.items()}
-        stoch = F.one_hot(rows["stoch"][:, 0].long(), self.classes).float()
-        return align(rows, self.keys, State(rows["deter"][:, 0].float(), stoch))
+        row = {key: values.new_zeros(1, *values.shape[2:]) for key, values in self.data.items()}
+        return self._take(row, torch.zeros(batch, self.length + 1, dtype=torch.int64, device=self.device))
+
+    def _take(self, rows: dict[str, Tensor], places: Tensor) -> Batch:
+        """T training steps from the T + 1 rows at some places (B, T + 1) among rows (n, ...); see the diagram above."""
+        first, before, now = places[:, 0], places[:, :-1], places[:, 1:]
+        observation = {key: rows[f"observation/{key}"][now] for key in self.keys}
+        return Batch(
+            observation={key: value.long() if key in self.integers else value for key, value in observation.items()},
+            prev_action=rows["action"][before],
+            reward=rows["reward"][now],
+            is_first=rows["is_first"][now],
+            is_last=rows["is_last"][now],
+            is_terminal=rows["is_terminal"][now],
+            start=State(rows["deter"][first].float(), F.one_hot(rows["stoch"][first].long(), self.classes).float()),
+        )
 
     def _draw(self, batch: int) -> list[Window]:
         windows: list[Window] = []

@@ -1,6 +1,7 @@
 """A run from its folder to its last checkpoint: puts the parts together, says what it is about to do, and does it."""
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ from .machine import (
     why_not_compile,
 )
 from .published import expectation
-from .replay import Replay, new_replay, row_bytes
+from .replay import Batch, Replay, new_replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import CPU, Counters, train
@@ -100,7 +101,7 @@ def _train(
             terminal.say(f"The open episodes end here, as at a time limit: {why}")
             environments.reseed([config.seed, counters.rows])  # or they would begin like the run itself
     del checkpoint, state  # a copy of all weights
-    _compile(agent, replay, terminal)
+    _prepare(agent, replay, terminal)
 
     saver = Saver(config, folder, terminal, agent, replay, counters, logger, environments)
     observers = (logger, Soundness(folder.path))
@@ -213,7 +214,7 @@ def _replay(config: Config, agent: Agent, repeat: int, seen: int, device: torch.
     )
 
 
-def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
+def _prepare(agent: Agent, replay: Replay, terminal: Terminal) -> None:
     """Compile, and capture on a GPU, or say why not and go on without.
 
     Raises:
@@ -222,40 +223,69 @@ def _compile(agent: Agent, replay: Replay, terminal: Terminal) -> None:
     config = agent.config
     if not config.run.compile:
         return
+    fits, problems = True, []
+    try:
+        with terminal.waiting("Compiling, once for this machine and model"):
+            blank = replay.blank(config.replay.batch)
+            problems = [_compile(agent, blank), _capture(agent, blank)]
+    except torch.OutOfMemoryError:
+        fits = False  # what is on the stack of an error stays in memory until the error is gone
+    if not fits:
+        raise UserMistake(_does_not_fit(agent, replay))
+    for problem in filter(None, problems):
+        terminal.say(f"{problem}. Everything works, more slowly.")
+
+
+def _compile(agent: Agent, blank: Batch) -> str | None:
+    """Compile and run everything once, or what keeps it from that."""
     problem = why_not_compile(agent.device)
     if problem is None:
         for _ in range(2):
             agent.compile()
             try:
-                with terminal.waiting("Compiling, once for this machine and model"):
-                    blank = replay.blank(config.replay.batch)
-                    agent.warm_up(blank, config.envs)
-                    if agent.device.type == "cuda":
-                        agent.capture(blank, config.envs)
-                return
+                agent.warm_up(blank, agent.config.envs)
+                return None
             except torch.OutOfMemoryError:
-                agent.uncompile()
-                raise UserMistake(_does_not_fit(agent, replay)) from None
+                raise
             except Exception as error:  # whatever a compiler may raise
                 agent.uncompile()
-                problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+                problem = _first_line(error)
                 if not _removed_broken_library(error):
                     break
-    terminal.say(f"Not compiling: {problem}. Everything works, more slowly.")
+    return f"Not compiling: {problem}"
+
+
+def _capture(agent: Agent, blank: Batch) -> str | None:
+    """Capture, on a GPU, whether compiled or not, or what keeps it from that."""
+    if agent.device.type != "cuda":
+        return None
+    try:
+        agent.capture(blank, agent.config.envs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a driver may raise
+        return f"Not capturing the update as one CUDA graph: {_first_line(error)}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _does_not_fit(agent: Agent, replay: Replay) -> str:
     """What to do about an update for which there was not enough memory, by trying smaller ones."""
     config = agent.config
-    batch = config.replay.batch
-    hint = "even a single sequence does not fit: give a smaller --size"
-    while batch := batch // 2:
-        try:
+    agent.uncompile()
+    batch, fits = config.replay.batch, False
+    while not fits and (batch := batch // 2):
+        gc.collect()
+        if agent.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with contextlib.suppress(torch.OutOfMemoryError):
             agent.warm_up(replay.blank(batch), config.envs)
-            hint = f"replay.batch={batch} fits, as does a smaller --size"
-            break
-        except torch.OutOfMemoryError:
-            continue
+            fits = True
+    hint = f"replay.batch={batch} fits, as does" if fits else "even a single sequence does not fit: give"
+    hint += " a smaller --size"
     return (
         f"an update of a {config.size} model with batches of {config.replay.batch} x {config.replay.length} steps does "
         f"not fit into the memory of this {agent.device.type} device "

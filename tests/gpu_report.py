@@ -52,9 +52,8 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
     replay = bench.random_replay(config, observation, action, config.envs, device)
     batch, _ = replay.sample(config.replay.batch)
     if config.run.compile:
-        agent.compile()
-        agent.warm_up(batch, config.envs)
-    if device.type == "cuda":
+        agent.prepare(batch, config.envs)
+    elif device.type == "cuda":
         agent.capture(batch, config.envs)
     counters = Counters(repeat=1, updates=1)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dreamer import bench
 from dreamer.agent import Agent
@@ -40,23 +39,18 @@ def measure(task, size, batch, length, horizon):
     agent = Agent(config, observation, action, device, choose_dtype("auto", device))
     sample, _ = bench.random_replay(config, observation, action, 1, device).sample(batch)
     begun = time.perf_counter()
-    agent.compile()
-    agent.warm_up(sample, 1)
-    if device.type == "cuda":
-        agent.capture(sample, 1)
+    agent.prepare(sample, 1)
     agent.update(sample)
     first = time.perf_counter() - begun
     spread = bench.timed(lambda: agent.update(sample), device)
     agent.uncompile()
-    with FlopCounterMode(display=False) as counter:
-        agent.loss(sample.to(device))[0].backward()
     return {
         "parameters": agent.parameter_count,
         "update_ms": round(1000 * spread.median_s, 1),
         "low_ms": round(1000 * spread.low_s, 1),
         "high_ms": round(1000 * spread.high_s, 1),
         "us_per_step": round(1e6 * spread.median_s / (batch * length), 1),
-        "gflop": round(counter.get_total_flops() / 1e9, 1),
+        "gflop": round(bench.count_flop(agent, sample) / 1e9, 1),
         "first_update_s": round(first, 1),
     }
 

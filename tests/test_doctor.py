@@ -108,7 +108,7 @@ def test_no_compiler_on_the_path(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = doctor.check_compiler()
     assert finding.state == "warning"
-    assert "no C++ compiler was found; everything works without" in finding.text
+    assert "g++ was not found; everything works without" in finding.text
     assert "apt-get install g++ python3-dev" in finding.remedy
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer.errors import UserMistake
-from dreamer.replay import Replay, Window, align, row_bytes
+from dreamer.replay import Replay, Window, row_bytes
 from dreamer.rssm import State
 from dreamer.spaces import ObservationSpec
 from dreamer.train import train
@@ -69,21 +69,6 @@ def test_action_observation_and_reward_belong_together(count):
     torch.testing.assert_close(deter, stored.float(), rtol=0, atol=2**-11)  # half precision
     assert (stored[batch.is_first[:, 0]] - stored[batch.is_first[:, 0]][:1]).abs().max() < 1e-6
     assert stored.std(0).min() > 1e-3
-
-
-def test_align_shifts_actions_and_nothing_else():
-    row = torch.arange(5).float().unsqueeze(0)
-    rows = {"observation/id": row, "action": 10 + row, "reward": 20 + row}
-    rows |= {"is_first": row == 1, "is_last": row == 2, "is_terminal": row == 3}
-    start = State(torch.ones(1, 2), torch.ones(1, 1, 2))
-    batch = align(rows, ["id"], start)
-    assert batch.observation["id"].tolist() == [[1, 2, 3, 4]]
-    assert batch.prev_action.tolist() == [[10, 11, 12, 13]]
-    assert batch.reward.tolist() == [[21, 22, 23, 24]]
-    assert batch.is_first.tolist() == [[True, False, False, False]]
-    assert batch.is_last.tolist() == [[False, True, False, False]]
-    assert batch.is_terminal.tolist() == [[False, False, True, False]]
-    assert batch.start is start
 
 
 # Which windows -------------------------------------------------------------------------------------------
@@ -244,8 +229,9 @@ def test_the_row_before_a_reset_is_last():
 
 
 def test_the_bytes_of_a_row():
-    spec = ObservationSpec(images={"image": (48, 64, 3)}, floats={"speed": 5}, integers={"card": (4, 9)})
-    expected = 48 * 64 * 3 + 4 * 5 + 8 * 2 + 4 * 6 + 4 + 3 + 2 * 16 + 2
+    integers = {"card": (4, 9), "page": (300,)}
+    spec = ObservationSpec(images={"image": (48, 64, 3)}, floats={"speed": 5}, integers=integers)
+    expected = 48 * 64 * 3 + 4 * 5 + 2 + 4 + 4 * 6 + 4 + 3 + 2 * 16 + 2
     assert row_bytes(spec, action_width=6, deter=16, stoch=2) == expected
     replay = Replay(spec, 6, (16, 2, 3), 2, 40, 4, torch.Generator())
     held = sum(value.numel() * value.element_size() for value in replay.data.values())
@@ -276,8 +262,10 @@ def test_a_blank_batch_is_like_a_sampled_one():
         value.zero_()
     replay.count = 30
     for one, other in zip(flat(replay.sample(3)[0]), flat(replay.blank(3)), strict=True):
-        assert one.shape == other.shape and one.dtype == other.dtype and one.stride() == other.stride()
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert one.is_contiguous() and other.is_contiguous()  # compiled code asks for the same strides
         assert not other[1:].float().sum() or other.shape == (3, 2, 3)  # one-hots are never all zero
+    assert replay.blank(3).observation["card"].dtype == torch.int64
 
 
 def flat(batch):
