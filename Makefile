@@ -23,8 +23,11 @@ test: $(VENV)/installed-test
 evidence: $(VENV)/installed
 	$(BIN)/dreamer batch $(LIST) $(ARGS)
 
-gpu: $(VENV)/installed-test
-	PYTHONPATH=. $(BIN)/python tests/gpu_report.py $(ARGS)
+# With the Python that is there if it has all it needs, as on a machine that reaches no package index.
+gpu:
+	@if $(PYTHON) -c "import torch, gymnasium, ale_py, dm_control, tensorboard, click, pytest" 2>/dev/null; \
+	then python=$(PYTHON); else $(MAKE) $(VENV)/installed-test && python=$(BIN)/python; fi && \
+	PYTHONPATH=.:$$PYTHONPATH $$python tests/gpu_report.py $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -241,8 +241,8 @@ def _compile(agent: Agent, blank: Batch) -> str | None:
     problem = why_not_compile(agent.device)
     if problem is None:
         for _ in range(2):
-            agent.compile()
             try:
+                agent.compile()
                 agent.warm_up(blank, agent.config.envs)
                 return None
             except torch.OutOfMemoryError:

@@ -2,7 +2,8 @@
 
     make gpu                     # or: python tests/gpu_report.py --out runs/results/gpu
 
-Writes report.md, and each bench's JSON beside it. What fails is said there, with exit code 1, and the rest goes on.
+Writes report.md after every step, and each bench's JSON beside it. What fails is said there, with exit code 1, and the
+rest goes on. ARGS="--part tests" makes one part alone.
 """
 
 import json
@@ -13,6 +14,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -25,7 +27,10 @@ from dreamer.spaces import action_spec, observation_spec
 from dreamer.train import Counters, train
 from envs import Vector, make
 
-BENCHES = ("dmc/walker_walk:1m", "dmc/walker_walk:12m", "dmc_vision/walker_walk:12m", "dmc_vision/walker_walk:200m")
+PARTS = ("tests", "bench", "profile", "training")
+# Images from Atari: a camera would need OpenGL.
+BENCHES = ("dmc/walker_walk:1m", "dmc/walker_walk:12m", "atari100k/pong:12m", "atari100k/pong:200m")
+DREAMER = [sys.executable, "-m", "dreamer"]
 TESTS = ("tests/test_cuda.py", "tests/test_golden.py", "tests/test_compile.py", "tests/test_replay.py")
 KERNELS = 15  # of a profile that are listed
 
@@ -33,7 +38,8 @@ KERNELS = 15  # of a profile that are listed
 def shell(command: list[str], seconds: float) -> tuple[bool, str, str, float]:
     """Whether it went well, its output and its errors, and how long it took."""
     begun = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
         result = done.returncode == 0, done.stdout, done.stderr
@@ -87,75 +93,111 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
     return lines
 
 
+class Report:
+    """The report as far as it is, on disk after every part: whoever is stopped keeps what was seen."""
+
+    def __init__(self, out: Path):
+        self.out, self.lines, self.failed = out, [], []
+
+    def add(self, *lines: str) -> None:
+        self.lines += lines
+        text = [*self.lines, "", *(f"FAILED {each}" for each in self.failed)]
+        (self.out / "report.md").write_text("\n".join(text).rstrip() + "\n")
+
+    def fail(self, what: str) -> None:
+        self.failed.append(what)
+        self.add()
+
+
+def run_benches(report: Report, benches: tuple[str, ...], given: list[str]) -> None:
+    report.add(
+        "",
+        "| one update | time | updates/s | first update | share of the peak | acting, 16 at once | of the allowed |",
+        "|---|---|---|---|---|---|---|",
+    )
+    for each in benches:
+        where, which = each.rsplit(":", 1)
+        click.echo(f"bench {each} ...", err=True)
+        command = [*DREAMER, "bench", "--cold", "--env", where, "--size", which, "--json", *given]
+        done, said, wrong, _ = shell(command, 900)
+        if not done:
+            report.fail(f"bench {each}: {last(wrong)}")
+            continue
+        found = json.loads(said)
+        (report.out / f"{where.replace('/', '-')}-{which}.json").write_text(json.dumps(found, indent=2) + "\n")
+        report.add(
+            f"| {where}, {which} | {1000 * found['update']['median_s']:.2f} ms | {found['updates_per_second']:.1f} | "
+            f"{found['first_update_s']:.1f} s | {found['peak_share']:.0%} | "
+            f"{1000 * found['acting']['16']['median_s']:.2f} ms | {found['training']['of_allowed']:.0%} |"
+        )
+
+
+def run_tests(report: Report, tests: tuple[str, ...]) -> None:
+    report.add("", "## Tests", "")
+    for each in tests:  # each in a process of its own: torch.compile forgets nothing within one
+        click.echo(f"{each} ...", err=True)
+        done, said, wrong, _ = shell([sys.executable, "-m", "pytest", "-q", "-rs", each], 1200)
+        report.add(*("    " + line for line in (said or wrong).splitlines()[-12:] if line))
+        if not done:
+            report.fail(each)
+
+
+def run_profile(report: Report, *arguments: Any) -> None:
+    click.echo("profile ...", err=True)
+    report.add("", "## Profile", "")
+    try:
+        report.add(*("    " + line for line in profile(*arguments)))
+    except Exception as error:  # the rest is worth having
+        report.fail(f"profile: {error}")
+
+
+def run_training(report: Report, task: str, size: str, ratio: float, frames: int, given: list[str]) -> None:
+    click.echo("training ...", err=True)
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--env", task, "--size", size, "--frames", str(frames), "--set", f"ratio={ratio:g}"]
+        done, _, wrong, took = shell([*DREAMER, "train", *options, *given, "--run", f"{folder}/run"], 1800)
+        words = f"`dreamer train {' '.join(options)}`: {took:.1f} s, compiling included"
+        report.add("", "## A short training", "", words)
+        if not done:
+            report.fail(f"training: {last(wrong)}")
+            return
+        seen = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+        rates = [each["speed/updates_per_second"] for each in seen if "speed/updates_per_second" in each]
+        report.add(f"{max(rates, default=0):.1f} updates/s at best")
+
+
+def last(text: str) -> str:
+    return " ".join(text.split())[-400:]
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/results/gpu"), show_default=True)
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
 @click.option("--bench", "benches", multiple=True, default=BENCHES, show_default=True, help="TASK:SIZE")
 @click.option("--test", "tests", multiple=True, default=TESTS, show_default=True)
 @click.option("--task", default="atari100k/pong", show_default=True, help="To profile and to train.")
 @click.option("--size", default="12m", show_default=True)
 @click.option("--ratio", default=128.0, show_default=True)
 @click.option("--frames", default=20_000, show_default=True, help="Of the short training.")
-@click.option("--seconds", default=6.0, show_default=True, help="Of the profile.")
+@click.option("--seconds", default=1.0, show_default=True, help="Of the profile.")
 @click.option("--set", "settings", multiple=True, help="For all, as for dreamer train.")
-def main(out, benches, tests, task, size, ratio, frames, seconds, settings):
+def main(out, parts, benches, tests, task, size, ratio, frames, seconds, settings):
     out.mkdir(parents=True, exist_ok=True)
     device = choose_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    lines = [
-        "# What a GPU shows", "", f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}", "",
-        "| one update | time | updates/s | first update | share of the peak | acting, 16 at once |",
-        "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    failed, tables = [], []
+    report = Report(out)
+    report.add("# What a GPU shows", "", f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}")
     given = [word for setting in settings for word in ("--set", setting)]
-    dreamer = [sys.executable, "-m", "dreamer"]
-    for each in benches:
-        where, which = each.rsplit(":", 1)
-        click.echo(f"bench {each} ...", err=True)
-        done, said, wrong, _ = shell([*dreamer, "bench", "--env", where, "--size", which, "--json", *given], 900)
-        if not done:
-            failed.append(f"bench {each}: {' '.join(wrong.split())[-400:]}")
-            continue
-        found = json.loads(said)
-        (out / f"{where.replace('/', '-')}-{which}.json").write_text(json.dumps(found, indent=2) + "\n")
-        lines.append(
-            f"| {where}, {which} | {1000 * found['update']['median_s']:.2f} ms | {found['updates_per_second']:.1f} | "
-            f"{found['first_update_s']:.1f} s | {found['peak_share']:.0%} | "
-            f"{1000 * found['acting']['16']['median_s']:.2f} ms |"
-        )
-        allowed = found["training"]["of_allowed"]
-        tables.append(
-            f"{where}, {which}: the training loop reaches {allowed:.0%} of what updates and environments allow"
-        )
-    lines += ["", *tables, "", "## Tests", "", "```"]
-    if tests:
-        click.echo("tests ...", err=True)
-        done, said, _, _ = shell([sys.executable, "-m", "pytest", "-q", "-rs", *tests], 1200)
-        lines += [line for line in said.splitlines() if line][-25:]
-        if not done:
-            failed.append("tests")
-    lines += ["```", "", "## Profile", "", "```"]
-    click.echo("profile ...", err=True)
-    try:
-        lines += profile(task, size, ratio, settings, seconds)
-    except Exception as error:  # the rest is worth having
-        failed.append(f"profile: {error}")
-    lines += ["```", "", "## A short training", ""]
-    click.echo("training ...", err=True)
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--env", task, "--size", size, "--frames", str(frames), "--set", f"ratio={ratio:g}"]
-        done, said, wrong, took = shell([*dreamer, "train", *options, *given, "--run", f"{folder}/run"], 1800)
-        lines.append(f"`dreamer train {' '.join(options)}`: {took:.1f} s, compiling included")
-        if done:
-            seen = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
-            rates = [each["speed/updates_per_second"] for each in seen if "speed/updates_per_second" in each]
-            lines.append(f"{max(rates, default=0):.1f} updates/s at best")
-        else:
-            failed.append(f"training: {' '.join(wrong.split())[-400:]}")
-    lines += ["", *(f"FAILED {each}" for each in failed)]
-    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    if "tests" in parts:
+        run_tests(report, tests)
+    if "bench" in parts:
+        run_benches(report, benches, given)
+    if "profile" in parts:
+        run_profile(report, task, size, ratio, settings, seconds)
+    if "training" in parts:
+        run_training(report, task, size, ratio, frames, given)
     click.echo(f"Wrote {out / 'report.md'}")
-    sys.exit(bool(failed))
+    sys.exit(bool(report.failed))
 
 
 if __name__ == "__main__":

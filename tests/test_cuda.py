@@ -58,12 +58,15 @@ def test_captured_updates_are_plain_ones(device):
 
 
 @devices
-def test_captured_actions_are_plain_ones(device):
+def test_captured_actions_are_plain_ones(device, monkeypatch):
     plain, captured = make_agents(device, 2)
+    calls, call = [], Captured.__call__
+    monkeypatch.setattr(Captured, "__call__", lambda self, *given: calls.append(self) or call(self, *given))
     memories = [each.start(2) for each in (plain, captured)]
     for number, batch in enumerate(batches(3)):
         observation = {key: value[:2, 0].contiguous() for key, value in batch.observation.items()}
         flags = torch.tensor([number == 0, True]), torch.tensor([False, number == 2])
+        observation = dict(reversed(observation.items()))  # an environment's order is its own
         memories = [agent.act(observation, *flags, memory) for agent, memory in zip((plain, captured), memories)]
         close(memories[1].state.deter, memories[0].state.deter, device)
         close(memories[1].action, memories[0].action, device)
@@ -71,6 +74,7 @@ def test_captured_actions_are_plain_ones(device):
         for agent in (plain, captured):
             agent.update(batch)
     assert (memories[1].action[1] == 0).all()
+    assert calls == 3 * [captured._captured_choose, captured._captured_learn]
 
 
 @devices

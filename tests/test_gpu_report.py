@@ -37,8 +37,7 @@ def test_everything_is_in_one_report(tmp_path, monkeypatch):
 
     code, text = report(tmp_path / "gpu", monkeypatch, shell)
     assert code == 0 and "FAILED" not in text
-    assert "| gym/CartPole-v1, 1m | 5.00 ms | 200.0 | 70.0 s | 40% | 1.00 ms |" in text
-    assert "reaches 90% of what updates and environments allow" in text
+    assert "| gym/CartPole-v1, 1m | 5.00 ms | 200.0 | 70.0 s | 40% | 1.00 ms | 90% |" in text
     assert "8 passed" in text and "150.0 updates/s at best" in text and "12.0 s, compiling included" in text
     assert "the device busy for" in text and "aten::" in text
     assert json.loads((tmp_path / "gpu" / "gym-CartPole-v1-1m.json").read_text()) == FOUND
@@ -51,6 +50,28 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_report, "profile", profile)
     code, text = report(tmp_path / "gpu", monkeypatch, lambda *_: (False, "2 failed\n", "out of memory", 1.0))
     assert code == 1
-    for line in ("FAILED bench gym/CartPole-v1:1m: out of memory", "FAILED tests", "FAILED profile: no profiler"):
+    failures = ("bench gym/CartPole-v1:1m: out of memory", "tests/test_cuda.py", "profile: no profiler")
+    for line in (f"FAILED {each}" for each in failures):
         assert line in text
     assert "FAILED training: out of memory" in text and "2 failed" in text
+
+
+def test_what_was_seen_is_kept_when_it_is_stopped_and_parts_can_be_made_alone(tmp_path, monkeypatch):
+    commands = []
+
+    def shell(command, seconds):
+        commands.append(command)
+        if "bench" in command:
+            raise KeyboardInterrupt
+        return True, "8 passed\n", "", 1.0
+
+    monkeypatch.setattr(gpu_report, "shell", shell)
+    result = CliRunner().invoke(gpu_report.main, ["--part", "tests", "--part", "bench", "--out", str(tmp_path)])
+    assert result.exit_code == 1 and "8 passed" in (tmp_path / "report.md").read_text()
+    assert len(commands) == len(gpu_report.TESTS) + 1
+
+
+def test_commands_find_what_this_process_finds(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    done, said, _, _ = gpu_report.shell([gpu_report.sys.executable, "-c", "import sys; print(sys.path)"], 60)
+    assert done and "/elsewhere" in said and str(gpu_report.Path(gpu_report.__file__).parent.parent) in said

@@ -31,3 +31,56 @@ def test_threads_are_limited_and_never_raised(tmp_path, monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_precision_is_what_the_machine_is_fast_in(monkeypatch):
+    cpu = torch.device("cpu")
+    for found, dtype in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert machine.choose_dtype("auto", cpu) == dtype
+        assert machine.choose_dtype("float32", cpu) == torch.float32
+        assert machine.choose_dtype("bfloat16", cpu) == torch.bfloat16
+
+
+def test_torch_tells_what_the_machine_is_fast_in():
+    """By names that a later version may change."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        assert torch.cpu.get_capabilities()["architecture"]
+    else:
+        assert callable(torch.cpu._is_amx_tile_supported) and callable(torch.cpu._is_avx512_bf16_supported)
+
+
+@pytest.mark.parametrize(("kind", "variable", "usual"), [("cpu", "CXX", "g++"), ("cuda", "CC", "gcc")])
+def test_the_compiler_is_the_one_that_is_used(tmp_path, monkeypatch, kind, variable, usual):
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    device = torch.device(kind)
+    assert f"{usual} " in machine.why_not_compile(device)
+    other = tmp_path / "mycc"
+    other.write_text("")
+    other.chmod(0o755)
+    monkeypatch.setenv(variable, str(other))
+    problem = machine.why_not_compile(device)
+    assert problem is None or "headers" in problem
+    monkeypatch.setenv(variable, "gone")
+    assert f"{variable}=gone is not there" in machine.why_not_compile(device)
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(1 << 30, [-3, -1]), (1 << 25, [-3, -3, -1]), (0, [-3, -3])])
+def test_memory_is_kept_whole_or_not_at_all(monkeypatch, allowed, expected):
+    asked = []
+
+    class Library:
+        def mallopt(self, name, value):
+            asked.append(name)
+            return int(name == -1 or value <= allowed)
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    machine.keep_freed_memory()
+    assert asked == expected

@@ -1,0 +1,53 @@
+"""A training without a compiler, or with one that fails: one line says so, and it goes on."""
+
+import pytest
+import tiny
+from click.testing import CliRunner
+
+from dreamer import run
+from dreamer.agent import Agent
+from dreamer.cli import main
+
+
+def train(folder):
+    widths = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
+    options = ["--env", "gym/CartPole-v1", "--size", "1m", "--frames", "60", "--run", str(folder / "run"), *widths]
+    result = CliRunner().invoke(main, ["train", *options, "--set", "run.compile=true"])
+    assert result.exit_code == 0 and "Traceback" not in result.stderr, result.stderr
+    assert "60 of 60 frames" in result.stderr
+    return [line for line in result.stderr.splitlines() if "ompiling:" in line or "Not capturing" in line]
+
+
+def test_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "why_not_compile", lambda device: "g++ was not found")
+    assert train(tmp_path) == ["Not compiling: g++ was not found. Everything works, more slowly."]
+
+
+@pytest.mark.parametrize("broken", ["compile", "warm_up"])
+def test_with_one_that_fails(tmp_path, monkeypatch, broken):
+    def fail(self, *arguments):
+        raise RuntimeError("CppCompileError: C++ compile error\nand much more")
+
+    monkeypatch.setattr(run, "why_not_compile", lambda device: None)
+    monkeypatch.setattr(Agent, broken, fail)
+    assert train(tmp_path) == ["Not compiling: CppCompileError: C++ compile error. Everything works, more slowly."]
+
+
+def test_a_library_that_was_left_half_written_is_removed(tmp_path, monkeypatch):
+    from torch._inductor.runtime import cache_dir_utils
+
+    library = tmp_path / "ab" / "kernel.so"
+    library.parent.mkdir()
+    library.write_text("")
+    monkeypatch.setattr(cache_dir_utils, "cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(run, "why_not_compile", lambda device: None)
+    monkeypatch.setattr(Agent, "compile", lambda self: None)
+    real = Agent.warm_up
+
+    def warm_up(self, *arguments):
+        if library.exists():
+            raise OSError(f"{library}: file too short")
+        real(self, *arguments)
+
+    monkeypatch.setattr(Agent, "warm_up", warm_up)
+    assert train(tmp_path) == [] and not library.exists()
