@@ -15,6 +15,7 @@ import torch
 from dreamer.checkpoint import RunFolder
 from dreamer.replay import new_replay
 
+REFRESHED = 3  # times that a row is, in the mean
 KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -32,6 +33,7 @@ def main(run, batches):
     )  # fmt: skip
     checkpoint.fill(replay)
     replay.queue.clear()
+    refresh(agent, replay, config.replay.batch)
     found = {kind: [] for kind in ("other noise", *KINDS)}
     for number in range(batches):
         batch, _ = replay.sample(config.replay.batch)
@@ -45,6 +47,15 @@ def main(run, batches):
     print(f"{'mean difference, its deviation':<30}" + "".join(f"{kind:>26}" for kind in found))
     for i in keep:
         print(f"{names[i]:<30}" + "".join(f"{np.mean(d, 0)[i]:>13.2e}{np.std(d, 0)[i]:>13.2e}" for d in found.values()))
+
+
+@torch.no_grad()
+def refresh(agent, replay, batch):
+    """Latents in float32, as they would be with a ring of that kind: of the model's own posteriors."""
+    replay.data["deter"] = replay.data["deter"].float()
+    for _ in range(REFRESHED * replay.count * replay.streams // (batch * replay.length)):
+        sample, windows = replay.sample(batch)
+        replay.refresh(windows, agent.loss(sample)[2])
 
 
 @torch.no_grad()

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dreamer.agent import Agent
+from dreamer.bench import random_replay
 from dreamer.config import Config, make_config
 from dreamer.machine import why_not_compile
-from dreamer.replay import Batch
+from dreamer.replay import Batch, Replay
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 from dreamer.video import open_loop
 
@@ -55,8 +56,13 @@ def make_batch(agent: Agent, seed: int) -> Batch:
 def compiled() -> Agent:
     agent = make_agent()
     agent.compile()
-    agent.warm_up(make_agent_blank(agent), environments=2)
+    agent.warm_up(make_replay().blank(BATCH), environments=2)
     return agent
+
+
+def make_replay() -> Replay:
+    shape = replace(config(), replay=replace(config().replay, batch=BATCH, length=LENGTH))
+    return random_replay(shape, OBSERVATION, ACTION, streams=2)
 
 
 def make_agent_blank(agent: Agent) -> Batch:
@@ -122,15 +128,19 @@ def test_acting_agrees(compiled):
 
 
 def test_nothing_is_compiled_again(compiled):
+    """Over ends of episodes, checkpoints and the open-loop video, on batches as they are sampled."""
     _, agent = fresh(compiled)
-    flags = torch.zeros(2, dtype=torch.bool)
+    replay, memory = make_replay(), agent.start(2)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in range(4):
-            batch = make_batch(agent, seed)
-            agent.update(batch)
+        for number in range(4):
+            batch, windows = replay.sample(BATCH)
+            _, posterior = agent.update(batch)
+            replay.refresh(windows, posterior)
             observation = {key: value[:, 0].contiguous() for key, value in batch.observation.items()}
-            agent.act(observation, flags, ~flags, agent.start(2))
+            flags = torch.tensor([number == 1, False]), torch.tensor([number == 0, False])
+            memory = agent.act(observation, *flags, memory)
             open_loop(agent, batch, context=2)
+            agent.load_state_dict(copy.deepcopy(agent.state_dict()))
 
 
 def test_going_on_is_exact_to_the_bit(compiled, tmp_path):
