@@ -228,9 +228,8 @@ class Agent:
             (self.world_model, "losses"),
             (self.imagination, "step"),
             (self.world_model, "outcome"),
-            (self.actor_critic, "evaluate"),
-            (self.actor_critic, "actor_loss"),
-            (self.actor_critic, "critic_loss"),
+            (self.actor_critic, "imagined_losses"),
+            (self.actor_critic, "replay_losses"),
         ]
 
     def compile(self) -> None:

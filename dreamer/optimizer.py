@@ -57,7 +57,8 @@ class LaProp(torch.optim.Optimizer):
         """
         config = self.config
         params = self._parameters()
-        grads = [torch.where(sound, grad, 0.0) for grad in self._gradients()]
+        zero = torch.zeros((), device=sound.device)
+        grads = [torch.where(sound, grad, zero) for grad in self._gradients()]
         scales = [self.state[p]["scale"] for p in params]
         momenta = [self.state[p]["momentum"] for p in params]
 

@@ -113,6 +113,8 @@ def test_predictions_start_at_exactly_zero(compiled):
     reward, _ = agent.world_model.outcome(feature)
     _, value = agent.actor_critic.evaluate(feature)
     assert (reward == 0).all() and (value == 0).all()
+    metrics = agent.loss(make_batch(agent, 1))[1]  # as they are compiled within it
+    assert metrics["behavior/reward"] == metrics["behavior/value"] == metrics["behavior/return"] == 0
 
 
 def test_acting_agrees(compiled):
