@@ -183,14 +183,14 @@ class Batch:
         return f"{done} of {len(self._entries)} finished; " + ("; ".join(running) or "nothing runs")
 
     def _is_done(self, entry: Entry) -> bool:
-        made = _made(self._results / entry.name)
-        return bool(made.get("finished")) and made["frames"] >= entry.config.frames
+        made = scores.made(self._results / entry.name)
+        return bool(made.get("finished")) and made.get("frames", 0) >= entry.config.frames
 
     def _run(self, entry: Entry) -> None:
         folder, place = self._runs / entry.name, self._results / entry.name
         if self._stop.is_set() or self._is_done(entry):
             return
-        before = _made(place) if _frames(folder) else {}  # of a run that goes on
+        before = scores.made(place) if _frames(folder) else {}  # of a run that goes on
         commits = list(dict.fromkeys([*before.get("commits", []), _commit()]))
         begun = time.monotonic()
         if not is_finished(folder, entry):
@@ -270,15 +270,6 @@ def _standing(folder: Path, entry: Entry) -> str:
     return text if there is None else f"{text}; {published.standing(entry.config, bands[-1], there)}"
 
 
-def _made(place: Path) -> dict[str, Any]:
-    """What `keep` has said of a run; empty where it has not."""
-    try:
-        made = json.loads((place / "run.json").read_text())
-        return {"frames": int(made["frames"]), **made} if isinstance(made, dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _evaluate(folder: Path, device: str) -> dict[str, Any] | None:
     """The finished agent in new episodes; None if that fails."""
     words = ["evaluate", str(folder), "--episodes", str(EPISODES), "--device", device, "--json"]
@@ -301,7 +292,7 @@ def keep(
         CheckpointError: the run has no curve yet.
     """
     curve = scores.read(folder)
-    if _made(place).get("frames", 0) > _frames(folder):
+    if scores.made(place).get("frames", 0) > _frames(folder):
         return False
     place.mkdir(parents=True, exist_ok=True)
     scores.write_csv(curve, place / "scores.csv")
@@ -310,8 +301,7 @@ def keep(
     with (place / "times.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["frames", "hours"])
-        step = max(1, -(-len(times) // TIMES))
-        writer.writerows((frames, f"{hours:.4f}") for frames, hours in [*times[:-1:step], *times[-1:]])
+        writer.writerows((frames, f"{hours:.4f}") for frames, hours in scores.thinned(times, TIMES))
     scores.write_metrics(folder, place / "metrics.csv", POINTS)
     (place / "run.json").write_text(
         json.dumps(

@@ -56,7 +56,6 @@ class Training:
     steps_per_second: float
     updates_per_second: float
     shares: dict[str, float]  # of the time; updates, environments, acting and replay as measured alone, and the rest
-
     overlap: bool  # environments step while a GPU learns
 
     @property

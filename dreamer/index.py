@@ -1,7 +1,6 @@
 """The index of a folder of results: ours beside the published scores, tasks together, and the time to each score."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def _results(found: Sequence[compare.Result], curves: Sequence[Curve]) -> list[s
     ]
     for each in found:
         mine = [curve.folder for curve in curves if (curve.config.task, curve.method) == (each.task, each.method)]
-        made: list[dict[str, Any]] = [json.loads((path / "run.json").read_text()) for path in mine]
+        made: list[dict[str, Any]] = [scores.made(path) for path in mine]
         spread = f"{min(each.scores):.4g} to {max(each.scores):.4g}" if len(each.scores) > 1 else ""
         band, there, here = each.published, "", ""
         if band is not None:

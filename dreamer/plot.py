@@ -105,7 +105,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             title="means of the last episodes; dots: episodes;\nshaded: from the lowest to the highest seed",
             title_fontsize=7.5,
         )
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
         figure.savefig(path, dpi=160, metadata=metadata)
         pyplot.close(figure)
 

@@ -87,8 +87,23 @@ def _seen(path: Path) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if (path / FILES[0]).is_file():
             return int(max(line["frames"] for line in _lines(path / FILES[0])))
-        return int(json.loads((path / "run.json").read_text())["frames"])
+        return int(made(path)["frames"])
     return 0
+
+
+def made(path: Path) -> dict[str, Any]:
+    """What is kept of how a run was made, its `run.json`; empty where there is none."""
+    try:
+        found = json.loads((path / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("frames", 0), int) else {}
+
+
+def thinned(values: list[Any], points: int) -> list[Any]:
+    """Every so manieth of them, the last among them: some `points`."""
+    step = max(1, -(-len(values) // points))
+    return [*values[:-1:step], *values[-1:]]
 
 
 def hours(path: Path) -> list[tuple[int, float]]:
@@ -107,8 +122,7 @@ def write_metrics(path: Path, out: Path, points: int) -> None:
     """What a run's own folder has measured of learning, as a table of so many rows: losses, entropy, returns, norms."""
     groups = ("loss/", "world_model/", "behavior/", "optimizer/")
     lines = [line for line in _lines(path / "metrics.jsonl") if any(key.startswith(groups) for key in line)]
-    step = max(1, -(-len(lines) // points))
-    lines = [*lines[:-1:step], *lines[-1:]]
+    lines = thinned(lines, points)
     names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(groups)))
     with out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
