@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _train(
             terminal.say(f"The open episodes end here, as at a time limit: {why}")
             environments.reseed([config.seed, counters.rows])  # or they would begin like the run itself
     del checkpoint, state  # a copy of all weights
-    _prepare(agent, replay, terminal)
+    _prepare(agent, replay, terminal, stop)
 
     saver = Saver(config, folder, terminal, agent, replay, counters, logger, environments)
     observers = (logger, Soundness(folder.path))
@@ -149,9 +150,9 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
     """What is about to happen, line by line."""
     repeat = environments.repeat
     usual = PROTOCOLS.get(config.task.split("/")[0], {}).get("size")
-    note = f" (the protocol has {usual})" if usual not in (None, config.size) else ""
-    if config.size == CPU_SIZE and agent.device.type == "cpu":
-        note += ", the default without a GPU"
+    notes = ["the default without a GPU"] if config.size == CPU_SIZE and agent.device.type == "cpu" else []
+    notes += [f"the protocol has {usual}"] if usual not in (None, config.size) else []
+    note = f" ({'; '.join(notes)})" if notes else ""
     batch = config.replay.batch * config.replay.length
     waiting = batch + config.envs * config.replay.length  # rows before the first update
     updates = max(0, int((config.frames / repeat - waiting) * config.ratio / batch) + 1)
@@ -214,8 +215,10 @@ def _replay(config: Config, agent: Agent, repeat: int, seen: int, device: torch.
     )
 
 
-def _prepare(agent: Agent, replay: Replay, terminal: Terminal) -> None:
+def _prepare(agent: Agent, replay: Replay, terminal: Terminal, stop: Callable[[], bool]) -> None:
     """Compile, and capture on a GPU, or say why not and go on without.
+
+    Where somebody asks to stop meanwhile, nothing is said: Ctrl-C ends the compilers as well.
 
     Raises:
         UserMistake: an update does not fit into the device's memory.
@@ -232,7 +235,7 @@ def _prepare(agent: Agent, replay: Replay, terminal: Terminal) -> None:
         fits = False  # what is on the stack of an error stays in memory until the error is gone
     if not fits:
         raise UserMistake(_does_not_fit(agent, replay))
-    for problem in filter(None, problems):
+    for problem in filter(None, problems if not stop() else []):
         terminal.say(f"{problem}. Everything works, more slowly.")
 
 

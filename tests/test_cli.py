@@ -242,7 +242,7 @@ def test_without_a_gpu_the_size_suits_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     few = ["--frames", 5, "--set", "run.compile=false", "--set", "replay.length=2", "--set", "replay.batch=2"]
     result = works("train", "--env", "gym/CartPole-v1", "--run", tmp_path / "run", *few)
-    assert "model 1m, the default without a GPU, " in result.stderr
+    assert "model 1m (the default without a GPU), " in result.stderr
     assert RunFolder(tmp_path / "run").config().model.deter == 512
 
 

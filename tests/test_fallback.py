@@ -1,5 +1,8 @@
 """A training without a compiler, or with one that fails: one line says so, and it goes on."""
 
+import os
+import signal
+
 import pytest
 import tiny
 from click.testing import CliRunner
@@ -9,12 +12,12 @@ from dreamer.agent import Agent
 from dreamer.cli import main
 
 
-def train(folder):
+def train(folder, frames=60):
     widths = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
     options = ["--env", "gym/CartPole-v1", "--size", "1m", "--frames", "60", "--run", str(folder / "run"), *widths]
     result = CliRunner().invoke(main, ["train", *options, "--set", "run.compile=true"])
     assert result.exit_code == 0 and "Traceback" not in result.stderr, result.stderr
-    assert "60 of 60 frames" in result.stderr
+    assert f"{frames} of 60 frames" in result.stderr
     return [line for line in result.stderr.splitlines() if "ompiling:" in line or "Not capturing" in line]
 
 
@@ -31,6 +34,16 @@ def test_with_one_that_fails(tmp_path, monkeypatch, broken):
     monkeypatch.setattr(run, "why_not_compile", lambda device: None)
     monkeypatch.setattr(Agent, broken, fail)
     assert train(tmp_path) == ["Not compiling: CppCompileError: C++ compile error. Everything works, more slowly."]
+
+
+def test_stopping_while_it_compiles_is_no_failure_to_compile(tmp_path, monkeypatch):
+    def stop(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)  # a terminal sends it to the compilers too
+        raise RuntimeError("CppCompileError: C++ compile error")
+
+    monkeypatch.setattr(run, "why_not_compile", lambda device: None)
+    monkeypatch.setattr(Agent, "compile", stop)
+    assert train(tmp_path, frames=0) == []
 
 
 def test_a_library_that_was_left_half_written_is_removed(tmp_path, monkeypatch):
