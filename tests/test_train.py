@@ -252,6 +252,18 @@ def test_one_environment_row_by_row():
     ]
 
 
+def test_environments_step_while_the_update_runs(monkeypatch):
+    """A GPU has only been given the update when the next step is taken: what that step needs was fetched before."""
+    world = World(tiny.tiny_config("ratio=8", frames=4 * 20))
+    fetch = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda value: world.tape.append(("fetch",)) or fetch(value))
+    turns = " ".join(name for name, *_ in world.run()).split("step ")
+    learning = [turn.split() for turn in turns if "update " in turn]
+    assert len(learning) == 9
+    for turn in learning:
+        assert turn == "act add fetch rows sample update refresh updated due?".split() + turn[9:]
+
+
 def test_several_environments_row_by_row():
     # B * T = 8: the first update after 8 + 2 * 4 rows; then 2 rows at ratio 12 are worth three updates.
     world = World(tiny.tiny_config("ratio=12", envs=2, frames=4 * 18), lengths=(3, 1))
