@@ -22,7 +22,7 @@ import torch
 from dreamer import bench
 from dreamer.agent import Agent
 from dreamer.config import make_config
-from dreamer.machine import choose_device, choose_dtype
+from dreamer.machine import MachineError, choose_device, choose_dtype
 from dreamer.spaces import action_spec, observation_spec
 from dreamer.train import Counters, train
 from envs import Vector, make
@@ -181,9 +181,13 @@ def last(text: str) -> str:
 @click.option("--frames", default=20_000, show_default=True, help="Of the short training.")
 @click.option("--seconds", default=1.0, show_default=True, help="Of the profile.")
 @click.option("--set", "settings", multiple=True, help="For all, as for dreamer train.")
-def main(out, parts, benches, tests, task, size, ratio, frames, seconds, settings):
+@click.option("--device", default="cuda", show_default=True, help="cpu takes hours; it is there to try this file.")
+def main(out, parts, benches, tests, task, size, ratio, frames, seconds, settings, device):
+    try:
+        device = choose_device(device)
+    except MachineError as error:
+        raise click.UsageError(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
-    device = choose_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     report = Report(out)
     report.add("# What a GPU shows", "", f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}")

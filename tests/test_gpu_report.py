@@ -14,7 +14,7 @@ FOUND = {
     "acting": {"16": {"median_s": 0.001}},
     "training": {"of_allowed": 0.9},
 }
-OPTIONS = ["--task", "gym/CartPole-v1", "--size", "1m", "--ratio", "1", "--seconds", "0.2"]
+OPTIONS = ["--device", "cpu", "--task", "gym/CartPole-v1", "--size", "1m", "--ratio", "1", "--seconds", "0.2"]
 OPTIONS += [word for setting in tiny.WIDTHS for word in ("--set", setting)]
 
 
@@ -66,7 +66,8 @@ def test_what_was_seen_is_kept_when_it_is_stopped_and_parts_can_be_made_alone(tm
         return True, "8 passed\n", "", 1.0
 
     monkeypatch.setattr(gpu_report, "shell", shell)
-    result = CliRunner().invoke(gpu_report.main, ["--part", "tests", "--part", "bench", "--out", str(tmp_path)])
+    options = ["--device", "cpu", "--part", "tests", "--part", "bench", "--out", str(tmp_path)]
+    result = CliRunner().invoke(gpu_report.main, options)
     assert result.exit_code == 1 and "8 passed" in (tmp_path / "report.md").read_text()
     assert len(commands) == len(gpu_report.TESTS) + 1
 
@@ -75,3 +76,10 @@ def test_commands_find_what_this_process_finds(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     done, said, _, _ = gpu_report.shell([gpu_report.sys.executable, "-c", "import sys; print(sys.path)"], 60)
     assert done and "/elsewhere" in said and str(gpu_report.Path(gpu_report.__file__).parent.parent) in said
+
+
+def test_without_a_gpu_it_says_so_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_report.torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(gpu_report.main, ["--out", str(tmp_path / "gpu")])
+    assert result.exit_code == 2 and "this machine has no cuda device that torch can use" in result.output
+    assert not (tmp_path / "gpu").exists()

@@ -261,7 +261,7 @@ def test_environments_step_while_the_update_runs(monkeypatch):
     learning = [turn.split() for turn in turns if "update " in turn]
     assert len(learning) == 9
     for turn in learning:
-        assert turn == "act add fetch rows sample update refresh updated due?".split() + turn[9:]
+        assert turn == ["act", "add", "fetch", "rows", "sample", "update", "refresh", "updated", "due?"] + turn[9:]
 
 
 def test_several_environments_row_by_row():
