@@ -20,9 +20,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch.utils import _pytree as tree
 
 import envs
 from dreamer import actor_critic, replay, rssm
+from dreamer.agent import Agent
 from dreamer.config import make_config
 from dreamer.train import Counters, tensors, train
 
@@ -34,7 +36,7 @@ CUT = 0.2  # the chance of a time limit at each step before the bell
 SETTINGS = (
     "model.deter=64", "model.hidden=32", "model.units=32", "model.stoch=4", "model.classes=4", "model.blocks=4",
     "behavior.horizon=6", "replay.batch=16", "replay.length=8", "ratio=128",
-    "optimizer.learning_rate=1e-3", "optimizer.warmup=50", 
+    "optimizer.learning_rate=2e-3", "optimizer.warmup=50", 
     "run.precision=float32", "run.compile=false",
 )  # fmt: skip
 
@@ -90,15 +92,36 @@ def learn(seed, rows, settings=(), envs_=4, task=Recall):
 
 
 def score(agent, vector, rows=1500):
-    """Mean points of the episodes that were not cut."""
+    """Mean points of the episodes that were not cut.
+
+    Each begins upon what was remembered in the middle of one whose lamp was lit, which has to be forgotten. By itself
+    an episode begins after an action of zeros, and an agent that is not reset can learn to forget at those.
+    """
     memory, totals, points = agent.start(len(vector)), np.zeros(len(vector)), []
+    trap, lit = None, np.zeros(len(vector), bool)
     for _ in range(rows // len(vector)):
         seen = vector.step(agent.action_spec.to_environment(memory.action.numpy()))
         rows_ = tensors(seen)
+        if trap is not None:
+            memory = replace(memory, seen.is_first, trap)
         memory = agent.act(rows_["observation"], rows_["is_first"], rows_["is_last"], memory)
         totals = np.where(seen.is_first, 0, totals + seen.reward)
         points.extend(totals[seen.is_terminal])
+        (waiting,) = np.nonzero(lit & ~seen.is_first & ~seen.is_last)
+        lit = seen.is_first & (seen.observation["vector"][:, 0] > 0)
+        if trap is None and len(waiting):
+            trap = tree.tree_map(lambda value, row=waiting[0]: value[row].clone(), memory)
+    assert trap is not None
     return float(np.mean(points))
+
+
+def replace(memory, where, row):
+    """The memory with one row at all these places."""
+    return tree.tree_map(
+        lambda value, given: torch.where(torch.from_numpy(where).view(-1, *[1] * given.dim()), given, value),
+        memory,
+        row,
+    )
 
 
 def log_odds(agent, vector, rows=1200):
@@ -131,30 +154,48 @@ def no_continue():
     return mock.patch.object(actor_critic.ActorCritic, "imagined_losses", broken)
 
 
+def no_weight():
+    """Imagined steps that come after an end count as much as those before it; their returns stay right."""
+    real = torch.Tensor.cumprod
+
+    def broken(self, dim, **given):
+        return torch.ones_like(real(self, dim, **given))
+
+    return mock.patch.object(torch.Tensor, "cumprod", broken)
+
+
 def shifted_actions():
     """Each step is told the action that came after it."""
-    real = replay.align
+    real = replay.Replay._take
 
-    def broken(rows, keys, latent):
-        batch = real(rows, keys, latent)
-        return batch._replace(prev_action=rows["action"][:, 1:])
+    def broken(self, rows, places):
+        return real(self, rows, places)._replace(prev_action=rows["action"][places[:, 1:]])
 
-    return mock.patch.object(replay, "align", broken)
+    return mock.patch.object(replay.Replay, "_take", broken)
 
 
+@contextlib.contextmanager
 def no_reset():
-    """What was before an episode is carried into it, in learning and in acting."""
-    real = rssm.RSSM.observe_step
+    """What was before an episode is carried into it, state and action, in learning and in acting."""
+    observe, policy = rssm.RSSM.observe, Agent._policy
 
-    def broken(self, weights, state, action, tokens, keep, uniform):
-        return real(self, weights, state, action, tokens, torch.ones_like(keep), uniform)
+    def never(is_first):
+        return torch.zeros_like(is_first)
 
-    return mock.patch.object(rssm.RSSM, "observe_step", broken)
+    def learning(self, start, tokens, prev_action, is_first, uniform):
+        return observe(self, start, tokens, prev_action, never(is_first), uniform)
+
+    def acting(self, weights, memory, observation, is_first, *random_numbers):
+        return policy(self, weights, memory, observation, never(is_first), *random_numbers)
+
+    with mock.patch.object(rssm.RSSM, "observe", learning), mock.patch.object(Agent, "_policy", acting):
+        yield
 
 
 BREAKS = {
     "return-scale": no_return_scale,
     "continue": no_continue,
+    "weight": no_weight,
     "actions": shifted_actions,
     "reset": no_reset,
 }
