@@ -25,7 +25,7 @@ evidence: $(VENV)/installed
 
 # With the Python that is there if it has all it needs, as on a machine that reaches no package index.
 gpu:
-	@if $(PYTHON) -c "import torch, gymnasium, ale_py, dm_control, tensorboard, click, pytest" 2>/dev/null; \
+	@if $(PYTHON) -c "import torch, gymnasium, ale_py, dm_control, tensorboard, click, matplotlib, pytest, hypothesis" 2>/dev/null; \
 	then python=$(PYTHON); else $(MAKE) $(VENV)/installed-test && python=$(BIN)/python; fi && \
 	PYTHONPATH=.:$$PYTHONPATH $$python tests/gpu_report.py $(ARGS)
 

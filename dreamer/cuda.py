@@ -5,6 +5,7 @@ and whatever else differs from call to call lives on the device: the optimiser's
 numbers' generator, which the graph advances at each replay.
 """
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ class Captured:
             self._capture(generator)
 
     def _capture(self, generator: torch.Generator) -> None:
+        gc.collect()  # a loss that is kept somewhere would hold the gradients' nodes on the stream that it was made on
         before = generator.get_state()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -48,13 +50,18 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(generator)
         current = torch.cuda.current_stream()
+        cause: BaseException | None = None
         try:
             with torch.cuda.graph(graph, stream=stream):
-                self._outputs = self._call()
+                try:
+                    self._outputs = self._call()
+                except BaseException as error:
+                    cause = error
+                    raise
         except BaseException as error:
             torch.cuda.set_stream(current)
             # What has broken the capture comes before what is said of a broken one.
-            raise (error.__context__ or error) from None
+            raise (cause or error) from None
         self._graph = graph
 
     def _call(self) -> Any:

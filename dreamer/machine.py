@@ -122,6 +122,16 @@ def total_memory() -> int:
     return total
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was missing. CUDA's libraries say it in errors of their own, and a compiler wraps them."""
+    while error is not None:
+        words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        if isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def device_memory(device: torch.device) -> int:
     """Bytes of memory that a run may take on a device: what others leave free on a GPU, `total_memory` else."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory()

@@ -50,7 +50,7 @@ def kept(agent: Agent, batch: Batch) -> int:
 
     def keep(value: Tensor) -> Tensor:
         storages[value.untyped_storage().data_ptr()] = value.untyped_storage()
-        return value
+        return value.detach()  # an operation that keeps its own result would keep itself, and never be freed
 
     before = agent.generator.get_state()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):

@@ -240,7 +240,8 @@ class Replay:
         """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
 
         Windows may overlap; then the last one counts. Where a posterior is not finite the old one stays, since what
-        starts from it would not be finite either. Nothing here waits for a GPU that still computes them.
+        starts from it would not be finite either. A replay on the GPU does not wait for what computes them there; one
+        in the machine's memory does.
         """
         written = self._places(windows)[:, 1:].reshape(-1)
         _, last = np.unique(written[::-1], return_index=True)

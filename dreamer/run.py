@@ -24,6 +24,7 @@ from .machine import (
     choose_device,
     choose_dtype,
     device_memory,
+    is_out_of_memory,
     keep_freed_memory,
     limit_threads,
     total_memory,
@@ -55,10 +56,10 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     if folder.holds_run:
         check_spaces(folder, environments)
     replay = _replay(config, agent, environments.repeat, folder.rows)
-    need = preflight.needs(agent, replay)
-    if device.type == "cuda" and sum(need) <= GPU_SHARE * device_memory(device):
+    need, available = preflight.needs(agent, replay), device_memory(device)  # before the replay takes its part
+    if device.type == "cuda" and sum(need) <= GPU_SHARE * available:
         replay = _replay(config, agent, environments.repeat, folder.rows, device)
-    preflight.check(need, device_memory(device), agent, replay)
+    preflight.check(need, available, agent, replay)
     about = describe(config, agent, replay, environments, need)
     with folder.lock():
         _train(config, folder, environments, agent, replay, terminal, about)
@@ -231,7 +232,9 @@ def _prepare(agent: Agent, replay: Replay, terminal: Terminal, stop: Callable[[]
         with terminal.waiting("Compiling, once for this machine and model"):
             blank = replay.blank(config.replay.batch)
             problems = [_compile(agent, blank), _capture(agent, blank)]
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         fits = False  # what is on the stack of an error stays in memory until the error is gone
     if not fits:
         raise UserMistake(_does_not_fit(agent, replay))
@@ -248,9 +251,9 @@ def _compile(agent: Agent, blank: Batch) -> str | None:
                 agent.compile()
                 agent.warm_up(blank, agent.config.envs)
                 return None
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # whatever a compiler may raise
+                if is_out_of_memory(error):
+                    raise
                 agent.uncompile()
                 problem = _first_line(error)
                 if not _removed_broken_library(error):
@@ -264,9 +267,9 @@ def _capture(agent: Agent, blank: Batch) -> str | None:
         return None
     try:
         agent.capture(blank, agent.config.envs)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a driver may raise
+        if is_out_of_memory(error):
+            raise
         return f"Not capturing the update as one CUDA graph: {_first_line(error)}"
     return None
 
@@ -284,9 +287,12 @@ def _does_not_fit(agent: Agent, replay: Replay) -> str:
         gc.collect()
         if agent.device.type == "cuda":
             torch.cuda.empty_cache()
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
             agent.warm_up(replay.blank(batch), config.envs)
             fits = True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
     hint = f"replay.batch={batch} fits, as does" if fits else "even a single sequence does not fit: give"
     hint += " a smaller --size"
     return (

@@ -176,13 +176,16 @@ def test_a_replay_on_the_gpu_is_the_same():
         assert torch.equal(value[:, : replays[0].count], replays[1].data[key][:, : replays[0].count].cpu()), key
 
 
-def test_what_does_not_fit_says_what_would(monkeypatch, tmp_path):
+@pytest.mark.parametrize("said", ["by torch", "by a library, within another error"])
+def test_what_does_not_fit_says_what_would(monkeypatch, tmp_path, said):
     """Where memory for no more than three sequences is left."""
     real = run.Agent._learn
 
     def learn(self, batch):
         if len(batch.reward) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            if said == "by torch":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise ValueError("the backend failed") from RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
         return real(self, batch)
 
     monkeypatch.setattr(run.Agent, "_learn", learn)

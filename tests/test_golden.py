@@ -185,7 +185,8 @@ def batch() -> Batch:
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float, what: str) -> None:
     """Largest difference, relative to the largest entry."""
     if ours.is_cuda:  # which adds up in another order
-        ours, relative = ours.cpu(), 10 * relative
+        relative *= 10
+    theirs = theirs.to(ours.device)
     error = (ours.detach() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
     assert ours.shape == theirs.shape and error < relative, f"{what}: relative error {error:.1e}"
 
@@ -256,7 +257,7 @@ def test_three_updates(agent, batch):
     own = parameters(agent)
     compared = 0
     for ours, theirs in (names() | slow_names()).items():
-        movement = own[ours].cpu() - converted("init", theirs)
+        movement = own[ours] - converted("init", theirs).to(own[ours].device)
         expected = converted("after3", theirs) - converted("init", theirs)
         if theirs.startswith("slowval"):
             # The slow critic moves along with those entries of the critic that count.

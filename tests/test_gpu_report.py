@@ -56,6 +56,19 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert "FAILED training: out of memory" in text and "2 failed" in text
 
 
+def test_a_training_that_goes_on_without_its_graph_has_failed(tmp_path, monkeypatch):
+    def shell(command, seconds):
+        if "train" not in command:
+            return True, json.dumps(FOUND), "", 1.0
+        folder = gpu_report.Path(command[-1])
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"speed/updates_per_second": 15.0}) + "\n")
+        return True, "", "Training\nNot capturing the update as one CUDA graph: CUDA error\n", 12.0
+
+    code, text = report(tmp_path / "gpu", monkeypatch, shell)
+    assert code == 1 and "FAILED training: Not capturing the update as one CUDA graph: CUDA error" in text
+
+
 def test_what_was_seen_is_kept_when_it_is_stopped_and_parts_can_be_made_alone(tmp_path, monkeypatch):
     commands = []
 

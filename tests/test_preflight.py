@@ -35,6 +35,25 @@ def test_what_is_kept():
     assert kept(Agent(), torch.ones(5, 10)) == 4 * (100 + 50 + 50)
 
 
+def test_nothing_is_kept_of_it_afterwards(parts, monkeypatch):
+    """A gradient's node that lives on is used again, on the stream that it was made on: a GPU's capture breaks."""
+    _, agent, replay = parts
+    real = agent.loss
+
+    def nodes():
+        return [torch.autograd.graph.get_gradient_edge(p).node for p in agent.parameters]
+
+    def loss(batch):
+        result = real(batch)
+        for node in nodes():
+            node.metadata["seen"] = True
+        return result
+
+    monkeypatch.setattr(agent, "loss", loss)
+    kept(agent, replay.blank(2))
+    assert not any("seen" in node.metadata for node in nodes())
+
+
 def test_the_model_counts_four_times_and_the_slow_critic_once(parts):
     _, agent, replay = parts
     need = needs(agent, replay)
