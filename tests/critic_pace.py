@@ -11,11 +11,10 @@ from pathlib import Path
 
 import click
 import torch
+import trained
 
 from dreamer.actor_critic import ActorCritic
-from dreamer.checkpoint import RunFolder
 from dreamer.optimizer import LaProp
-from dreamer.replay import new_replay
 
 # Width, learning rate times, weight of the slow critic times.
 KINDS = {
@@ -62,16 +61,8 @@ class Learner:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--updates", default=5000, show_default=True)
 def main(run, updates):
-    folder = RunFolder(run)
-    checkpoint = folder.newest(with_replay=True)
-    agent = folder.load_agent("cpu", checkpoint=checkpoint)
+    agent, replay = trained.load(run)
     config = agent.config
-    replay = new_replay(
-        config, agent.observation_spec, agent.action_spec, config.envs,
-        checkpoint.rows + config.envs * (config.replay.length + 1), torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    checkpoint.fill(replay)
-    replay.queue.clear()
     agent.compile()
     learners = {name: Learner(agent, *kind) for name, kind in KINDS.items()}
     print("updates," + ",".join(f"{name}: value,{name}: return" for name in learners))

@@ -1,6 +1,6 @@
 """What it does to the losses if the replay keeps deter in half precision: on batches of a trained run's own replay.
 
-    python tests/half_precision.py runs/FOLDER
+    PYTHONPATH=. python tests/half_precision.py runs/FOLDER
 
 For each kind of number: how far the losses of the same batches, by the same random numbers, move from float32's,
 beside how far they move if other random numbers are drawn. Nothing is trained.
@@ -11,9 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-
-from dreamer.checkpoint import RunFolder
-from dreamer.replay import new_replay
+import trained
 
 REFRESHED = 3  # times that a row is, in the mean
 KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -23,16 +21,8 @@ KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--batches", default=20, show_default=True)
 def main(run, batches):
-    folder = RunFolder(run)
-    checkpoint = folder.newest(with_replay=True)
-    agent = folder.load_agent("cpu", checkpoint=checkpoint)
+    agent, replay = trained.load(run)
     config = agent.config
-    replay = new_replay(
-        config, agent.observation_spec, agent.action_spec, config.envs,
-        checkpoint.rows + config.envs * (config.replay.length + 1), torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    checkpoint.fill(replay)
-    replay.queue.clear()
     refresh(agent, replay, config.replay.batch)
     found = {kind: [] for kind in ("other noise", *KINDS)}
     for number in range(batches):
