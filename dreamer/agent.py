@@ -46,6 +46,7 @@ class Agent:
         self.action_spec = action
         self.device = device
         self.dtype = dtype
+        torch.backends.cudnn.allow_tf32 = False  # it is on from the start, and a GPU's float32 is then none
         discount = 1 - 1 / config.behavior.discount_horizon
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds(config.seed).parameters)

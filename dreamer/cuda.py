@@ -6,7 +6,7 @@ numbers' generator, which the graph advances at each replay.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,3 +91,21 @@ def moved(value: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
+
+
+def fetch(values: Sequence[Tensor], device: torch.device) -> Callable[[], list[Tensor]]:
+    """Begin to move some tensors to a device; what is returned gives them there, and waits for them if it must."""
+    if device.type == "cuda" or not any(value.device.type == "cuda" for value in values):
+        here = [moved(value, device) for value in values]
+        return lambda: here
+    pinned = [torch.empty(value.shape, dtype=value.dtype, pin_memory=True) for value in values]
+    for copy, value in zip(pinned, values):
+        copy.copy_(value, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def arrived() -> list[Tensor]:
+        done.synchronize()
+        return pinned
+
+    return arrived

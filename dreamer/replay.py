@@ -26,6 +26,7 @@ that shifts actions against the rest is `Replay._take`:
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
-from .cuda import moved
+from .cuda import fetch, moved
 from .errors import UserMistake
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec
@@ -156,6 +157,7 @@ class Replay:
         self.count = 0  # rows of each stream ever added
         self.first = 0  # rows before it were lost to a shorter ring, before this one was loaded
         self.queue: deque[Window] = deque()
+        self._late: tuple[Tensor, Callable[[], list[Tensor]]] | None = None  # places, and latents on their way there
 
     @property
     def bytes(self) -> int:
@@ -178,6 +180,7 @@ class Replay:
 
     def add(self, transition: Transition) -> None:
         """Append one row to every stream."""
+        self.settle()
         now, before = self.count % self.rows, (self.count - 1) % self.rows
         if self.count:
             # A run that stopped in mid-episode goes on with a reset: the row before it ends an episode too.
@@ -197,6 +200,7 @@ class Replay:
     def sample(self, batch: int) -> tuple[Batch, list[Window]]:
         """B sequences: first each fresh window once, then uniformly over all start positions."""
         assert self.starts > 0, "sampled from a replay without a whole sequence"
+        self.settle()
         windows = self._draw(batch)
         places = moved(torch.from_numpy(self._places(windows)), self.device)
         return self._take({key: values.flatten(0, 1) for key, values in self.data.items()}, places), windows
@@ -240,19 +244,30 @@ class Replay:
         """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
 
         Windows may overlap; then the last one counts. Where a posterior is not finite the old one stays, since what
-        starts from it would not be finite either. A replay on the GPU does not wait for what computes them there; one
-        in the machine's memory does.
+        starts from it would not be finite either. This does not wait for a GPU that still computes them: they are
+        written by `settle`, which everything that looks at rows calls first.
         """
+        self.settle()
         written = self._places(windows)[:, 1:].reshape(-1)
         _, last = np.unique(written[::-1], return_index=True)
         picks = len(written) - 1 - last
-        places, chosen = (moved(torch.from_numpy(x), self.device) for x in (written[picks], picks))
-        deter = latent.deter.to(self.device).flatten(0, 1)[chosen]
-        stoch = latent.stoch.argmax(-1).to(self.device, torch.uint8).flatten(0, 1)[chosen]
+        chosen = moved(torch.from_numpy(picks), latent.deter.device)
+        deter = latent.deter.flatten(0, 1)[chosen].to(self.data["deter"].dtype)
+        stoch = latent.stoch.flatten(0, 1)[chosen].argmax(-1).to(self.data["stoch"].dtype)
+        places = moved(torch.from_numpy(written[picks]), self.device)
+        self._late = places, fetch([deter, stoch], self.device)
+
+    def settle(self) -> None:
+        """Write the latents of the last `refresh`, if they are not yet."""
+        if self._late is None:
+            return
+        places, arrive = self._late
+        self._late = None
+        deter, stoch = arrive()
         finite = torch.isfinite(deter).all(-1, keepdim=True)
         for key, new in (("deter", deter), ("stoch", stoch)):
             held = self.data[key].flatten(0, 1)
-            held.index_copy_(0, places, torch.where(finite, new.to(held.dtype), held[places]))
+            held.index_copy_(0, places, torch.where(finite, new, held[places]))
 
     # Saving --------------------------------------------------------------------------------------------
 
@@ -269,6 +284,7 @@ class Replay:
         return self._export(start, end, ["is_first", "is_last", "is_terminal"])
 
     def _export(self, start: int, end: int, keys: list[str]) -> dict[str, Tensor]:
+        self.settle()
         places = torch.arange(start, end, device=self.device) % self.rows
         return {key: self.data[key][:, places].cpu() for key in keys}
 

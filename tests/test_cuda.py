@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from dreamer import run
 from dreamer.bench import random_replay
 from dreamer.cli import main
-from dreamer.cuda import Captured, moved
+from dreamer.cuda import Captured, fetch, moved
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
@@ -35,6 +35,10 @@ def batches(count):
     return [test_compile.make_batch(agent, seed) for seed in range(count)]
 
 
+def norm(tensors):
+    return torch.stack([each.norm() for each in tensors]).norm()
+
+
 def close(ours, theirs, device):
     """To the bit on a CPU; a GPU may choose other kernels in a graph."""
     torch.testing.assert_close(ours, theirs, rtol=0 if device == "cpu" else 1e-4, atol=0 if device == "cpu" else 1e-5)
@@ -43,6 +47,7 @@ def close(ours, theirs, device):
 @devices
 def test_captured_updates_are_plain_ones(device):
     plain, captured = make_agents(device, 2)
+    before = [p.clone() for p in plain.parameters]
     for number, batch in enumerate(batches(50)):
         (metrics, posterior), (others, other_posterior) = plain.update(batch), captured.update(batch)
         assert list(metrics) == list(others) and len(metrics) > 20
@@ -51,9 +56,11 @@ def test_captured_updates_are_plain_ones(device):
             close(other_posterior.deter, posterior.deter, device)
     assert plain.optimizer.updates == captured.optimizer.updates == 50
     assert torch.equal(plain.generator.get_state(), captured.generator.get_state())
-    for ours, theirs in zip(captured.parameters, plain.parameters):
-        error = (ours - theirs).norm() / theirs.norm().clamp(min=1e-6)
-        assert error <= (0 if device == "cpu" else 1e-2)
+    # Against what they have moved, which the smallest gradients make a matter of their rounding.
+    errors = [ours - theirs for ours, theirs in zip(captured.parameters, plain.parameters)]
+    ways = [theirs - start for theirs, start in zip(plain.parameters, before)]
+    assert all(error.norm() <= (0 if device == "cpu" else 0.5) * way.norm() for error, way in zip(errors, ways))
+    assert norm(errors) <= (0 if device == "cpu" else 0.05) * norm(ways) and norm(ways) > 0
     close(captured.actor_critic.return_high, plain.actor_critic.return_high, device)
 
 
@@ -145,15 +152,17 @@ def test_buffers_stay_and_results_are_copies():
 
 
 @gpu
-def test_nothing_waits_for_the_update():
+@pytest.mark.parametrize("home", ["cuda", "cpu"])
+def test_nothing_waits_for_the_update(home):
     config, agent, *_ = tiny.tiny_run("run.device=cuda")
     agent = type(agent)(config, agent.observation_spec, agent.action_spec, torch.device("cuda"), torch.float32)
-    replay = random_replay(config, agent.observation_spec, agent.action_spec, 1, agent.device)
+    replay = random_replay(config, agent.observation_spec, agent.action_spec, 1, torch.device(home))
     batch, _ = replay.sample(config.replay.batch)
     agent.capture(batch, 1)
     try:
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
+            # A replay in the machine's memory waits for the latents of the last update, and for nothing else.
             batch, windows = replay.sample(config.replay.batch)
             replay.refresh(windows, agent.update(batch)[1])
     finally:
@@ -172,6 +181,7 @@ def test_a_replay_on_the_gpu_is_the_same():
         latent = type(mine.start)(torch.rand(4, config.replay.length, 16), torch.rand(4, config.replay.length, 2, 3))
         for replay in replays:
             replay.refresh(windows, latent)
+            replay.settle()
     for key, value in replays[0].data.items():
         assert torch.equal(value[:, : replays[0].count], replays[1].data[key][:, : replays[0].count].cpu()), key
 
@@ -199,6 +209,22 @@ def test_what_does_not_fit_says_what_would(monkeypatch, tmp_path, said):
     assert "replay.batch=2 fits" in line
 
 
+def test_float32_is_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    test_compile.make_agent()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_moving_to_a_cpu_copies_nothing():
     value = torch.zeros(3)
     assert moved(value, torch.device("cpu")) is value
+    assert fetch([value], torch.device("cpu"))()[0] is value
+
+
+@gpu
+def test_what_is_fetched_is_as_it_was_then():
+    value = torch.arange(1 << 20, device="cuda")
+    torch.cuda._sleep(100_000_000)  # cycles, within which nothing arrives
+    arrive = fetch([value + 1], torch.device("cpu"))
+    (here,) = arrive()
+    assert here.device.type == "cpu" and torch.equal(here, torch.arange(1 << 20) + 1)

@@ -172,6 +172,7 @@ def test_latents_of_rows_1_to_t_are_overwritten_and_no_others():
     replay = tiny.fill(tiny.id_replay(streams=2, length=4), 30)
     before = {key: value.clone() for key, value in replay.data.items()}
     replay.refresh([Window(1, 10)], latents(1, 4, 100))
+    replay.settle()
     expected = before["deter"].clone()
     expected[1, 11:15] = torch.tensor([100.0, 100.25, 100.5, 100.75]).half().unsqueeze(1)
     assert torch.equal(replay.data["deter"][:, :30], expected[:, :30])
@@ -185,13 +186,43 @@ def test_latents_of_rows_1_to_t_are_overwritten_and_no_others():
 def test_of_overlapping_windows_the_last_one_counts():
     replay = tiny.fill(tiny.id_replay(length=4), 30)
     replay.refresh([Window(0, 10), Window(0, 12), Window(0, 11)], latents(3, 4, 100))
+    replay.settle()
     written = replay.data["deter"][0, 10:18, 0].tolist()
     assert written == pytest.approx([10.125, 100, 102, 102.25, 102.5, 102.75, 101.75, 17.125])
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda replay: replay.sample(1),
+        lambda replay: replay.add(tiny.id_row(1, 30)),
+        lambda replay: replay.export_latents(0, 30),
+        lambda replay: replay.refresh([Window(0, 20)], latents(1, 4, 7)),
+    ],
+    ids=["sample", "add", "export", "refresh"],
+)
+def test_a_refresh_waits_for_nothing_until_somebody_looks(monkeypatch, look):
+    waited = []
+
+    def fetch(values, device):
+        return lambda: waited.append(len(waited)) or values
+
+    monkeypatch.setattr("dreamer.replay.fetch", fetch)
+    replay = tiny.fill(tiny.id_replay(length=4), 30)
+    latent = latents(1, 4, 100)
+    replay.refresh([Window(0, 10)], latent)
+    assert not waited
+    look(replay)
+    assert waited == [0] and replay.data["deter"][0, 11:15, 0].tolist() == [100, 100.25, 100.5, 100.75]
+    replay.settle()
+    replay.settle()
+    assert len(waited) <= 2  # once for each refresh
 
 
 def test_latents_are_refreshed_across_the_seam_and_served_afterwards():
     replay = tiny.fill(tiny.id_replay(capacity=10, length=4), 18)
     replay.refresh([Window(0, 8)], latents(1, 4, 50))  # rows 9, 10, 11, 12 lie at 9, 0, 1, 2
+    replay.settle()
     assert replay.data["deter"][0, [8, 9, 0, 1, 2, 3], 0].tolist() == pytest.approx(
         [8.125, 50, 50.25, 50.5, 50.75, 13.125]
     )
@@ -208,6 +239,7 @@ def test_an_update_refreshes_what_it_has_seen():
     batch, windows = replay.sample(2)
     _, posterior = agent.update(batch)
     replay.refresh(windows, posterior)
+    replay.settle()
     places = {(w.stream, w.start + 1 + t) for w in windows for t in range(4)}
     changed = (replay.data["deter"] != before)[:, : replay.count].any(-1).nonzero().tolist()
     # A row right after a reset depends on nothing but the weights, so it may stay as it was; the others move.
