@@ -140,7 +140,8 @@ def measure(config: Config, environments: Any, say: Callable[[str], None], cold:
     bare = _steps_per_second(environments, agent.action_spec)
     acting_all = timed(_acting(agent, replay, config.envs, batch), device)
     collected = _collected_per_second(config, agent, environments)
-    training = _training(config, agent, environments, update, acting_all, sample.median_s + refresh.median_s, bare)
+    copying = sample.median_s + refresh.median_s
+    training = _training(config, agent, environments, batch, update, acting_all, copying, bare)
 
     say("Timing the parts of an update, and counting its arithmetic")
     agent.release()  # what a graph has captured has no parts
@@ -344,6 +345,7 @@ def _training(
     config: Config,
     agent: Agent,
     environments: Environments,
+    batch: Batch,
     update: Spread,
     acting: Spread,
     replay_seconds: float,
@@ -352,7 +354,8 @@ def _training(
     """By the training loop itself, with the logger that `dreamer train` has.
 
     Args:
-        update, acting: as measured alone; acting for all environments.
+        batch: of more updates, after the loop: a machine's speed may drift, so their time is that of before and after.
+        update, acting: as measured alone, before; acting for all environments.
         replay_seconds: of sampling a batch and writing its latents.
         bare: steps per second of all environments alone.
     """
@@ -364,8 +367,9 @@ def _training(
         rate = _loop(config, agent, environments, replay, (logger,), max(STEP_SECONDS, 10 * update.median_s))
         logger.close(Counters(repeat=1))
     updates = rate * config.ratio / (config.replay.batch * config.replay.length)
+    alone = (update.median_s + timed(lambda: agent.update(batch), agent.device).median_s) / 2
     shares = {
-        "updates": updates * update.median_s,
+        "updates": updates * alone,
         "environments": rate / bare,
         "acting": rate / count * acting.median_s,
         "replay": updates * replay_seconds,
