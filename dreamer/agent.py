@@ -1,4 +1,4 @@
-"""The agent: acting, and the update that trains everything. The one place that compiles and chooses precision."""
+"""The agent: acting, and the update that trains everything. The one place that names what is compiled."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -238,18 +238,15 @@ class Agent:
         for owner, name in self._work():
             setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False, fullgraph=True))
 
+    @property
+    def is_compiled(self) -> bool:
+        return all(name in vars(owner) for owner, name in self._work())
+
     def uncompile(self) -> None:
         """Back to eager."""
         self.release()
         for owner, name in self._work():
             vars(owner).pop(name, None)
-
-    def prepare(self, batch: Batch, environments: int) -> None:
-        """Compile, run everything once, and on a GPU capture; `batch` is of the shapes that will come."""
-        self.compile()
-        self.warm_up(batch, environments)
-        if self.device.type == "cuda":
-            self.capture(batch, environments)
 
     def warm_up(self, batch: Batch, environments: int) -> None:
         """Run everything that is compiled once, and leave no trace in the agent."""
@@ -298,7 +295,8 @@ class Agent:
     def _anything(self, batch: Batch, environments: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Memory]:
         """Arguments for `act`."""
         observation = {
-            key: value[:1, 0].expand(environments, *value.shape[2:]).contiguous().to(self.device)
+            # Laid out like what an environment gives; a view of one would keep the batch's strides.
+            key: value[:1, 0].repeat_interleave(environments, 0).to(self.device)
             for key, value in batch.observation.items()
         }
         flags = torch.zeros(environments, dtype=torch.bool, device=self.device)

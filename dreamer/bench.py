@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from .agent import Agent
+from .compiling import prepare
 from .config import Config
 from .health import Health
 from .logger import Logger, Terminal
-from .machine import choose_device, choose_dtype, keep_freed_memory, limit_threads, why_not_compile
+from .machine import choose_device, choose_dtype, keep_freed_memory, limit_threads
 from .replay import Batch, Replay, Transition, new_replay
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -55,14 +56,9 @@ class Training:
     ratio: float
     steps_per_second: float
     updates_per_second: float
-    shares: dict[str, float]  # of the time; updates, environments, acting and replay as measured alone, and the rest
+    of_allowed: float  # its speed, as a share of what it would be if only updates and environments, as alone, took time
+    shares: dict[str, float]  # of its time, as measured within; a GPU is launched and not waited for until `the rest`
     overlap: bool  # environments step while a GPU learns
-
-    @property
-    def of_allowed(self) -> float:
-        """Its speed, as a share of the speed it would have if nothing but updates and environments took time."""
-        both = self.shares["updates"], self.shares["environments"]
-        return max(both) if self.overlap else sum(both)
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,8 @@ class Report:
         return self.update_flop / self.update.median_s / self.peak_flop_per_second
 
     def to_json(self) -> dict[str, Any]:
-        result = asdict(self) | {"updates_per_second": 1 / self.update.median_s, "peak_share": self.peak_share}
-        result["training"]["of_allowed"] = self.training.of_allowed
-        return result
+        derived = {"updates_per_second": 1 / self.update.median_s, "peak_share": self.peak_share}
+        return asdict(self) | derived | {"parts_s": sum(self.parts.values())}
 
 
 def measure(config: Config, environments: Any, say: Callable[[str], None], cold: bool = False) -> Report:
@@ -116,15 +111,14 @@ def measure(config: Config, environments: Any, say: Callable[[str], None], cold:
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
     replay = random_replay(config, observation, action, 1, device)
-    problem = why_not_compile(device) if config.run.compile else "as asked"
-    compiled = problem is None
 
-    say("Compiling, or reading what was compiled before" if compiled else f"Running eager code ({problem})")
+    say("Compiling, or reading what was compiled before" if config.run.compile else "Running eager code (as asked)")
     begun = time.perf_counter()
     agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
     batch, windows = replay.sample(config.replay.batch)
-    if compiled:
-        agent.prepare(batch, config.envs)
+    problems = prepare(agent, batch, config.envs) if config.run.compile else []
+    for problem in problems:
+        say(f"{problem}; measuring without")
     posterior = agent.update(batch)[1]
     _wait(device)
     first_update = time.perf_counter() - begun
@@ -138,14 +132,15 @@ def measure(config: Config, environments: Any, say: Callable[[str], None], cold:
     sample = timed(lambda: replay.sample(config.replay.batch), device)
     refresh = timed(lambda: replay.refresh(windows, posterior), device)
     bare = _steps_per_second(environments, agent.action_spec)
-    acting_all = timed(_acting(agent, replay, config.envs, batch), device)
+    if agent.is_captured:
+        agent.capture_acting(batch, config.envs)
     collected = _collected_per_second(config, agent, environments)
-    copying = sample.median_s + refresh.median_s
-    training = _training(config, agent, environments, batch, update, acting_all, copying, bare)
+    training = _training(config, agent, environments, batch, update, bare)
 
     say("Timing the parts of an update, and counting its arithmetic")
     agent.release()  # what a graph has captured has no parts
     parts = time_parts(agent, lambda: agent.update(batch))
+    compiled = agent.is_compiled
     agent.uncompile()
     return Report(
         task=config.task,
@@ -338,7 +333,7 @@ def _collected_per_second(config: Config, agent: Agent, environments: Environmen
     streams, generator = len(environments), torch.Generator().manual_seed(0)
     spaces = agent.observation_spec, agent.action_spec
     replay = new_replay(config, *spaces, streams, streams * rows, generator, agent.device)
-    return _loop(replace(config, ratio=NEVER), agent, environments, replay, (), STEP_SECONDS)
+    return _loop(replace(config, ratio=NEVER), agent, environments, replay, (), STEP_SECONDS, Stopwatch(CPU))[0]
 
 
 def _training(
@@ -347,35 +342,35 @@ def _training(
     environments: Environments,
     batch: Batch,
     update: Spread,
-    acting: Spread,
-    replay_seconds: float,
     bare: float,
 ) -> Training:
     """By the training loop itself, with the logger that `dreamer train` has.
 
     Args:
         batch: of more updates, after the loop: a machine's speed may drift, so their time is that of before and after.
-        update, acting: as measured alone, before; acting for all environments.
-        replay_seconds: of sampling a batch and writing its latents.
+        update: as measured alone, before.
         bare: steps per second of all environments alone.
     """
-    count = len(environments)
-    replay = random_replay(config, agent.observation_spec, agent.action_spec, count, agent.device)
+    spaces = agent.observation_spec, agent.action_spec
+    replay = random_replay(config, *spaces, len(environments), agent.device)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         health = Health(config, agent.action_spec, replay.streams * replay.rows)
         logger = Logger(Path(folder), config, Terminal(nowhere), Counters(repeat=1), health)
-        rate = _loop(config, agent, environments, replay, (logger,), max(STEP_SECONDS, 10 * update.median_s))
+        watch = Stopwatch(CPU)
+        with watch.around(
+            (agent, "update", "updates"),
+            (environments, "step", "environments"),
+            (agent, "act", "acting"),
+            *((replay, name, "replay") for name in ("add", "sample", "refresh")),
+            *((logger, name, "logging") for name in ("rows", "update", "show")),
+        ):
+            seconds = max(STEP_SECONDS, 10 * update.median_s)
+            rate, shares = _loop(config, agent, environments, replay, (logger,), seconds, watch)
         logger.close(Counters(repeat=1))
     updates = rate * config.ratio / (config.replay.batch * config.replay.length)
     alone = (update.median_s + timed(lambda: agent.update(batch), agent.device).median_s) / 2
-    shares = {
-        "updates": updates * alone,
-        "environments": rate / bare,
-        "acting": rate / count * acting.median_s,
-        "replay": updates * replay_seconds,
-    }
-    rest = {"the rest": 1 - sum(shares.values())}
-    return Training(config.ratio, rate, updates, shares | rest, overlap=agent.device.type == "cuda")
+    needed, overlap = (updates * alone, rate / bare), agent.device.type == "cuda"
+    return Training(config.ratio, rate, updates, max(needed) if overlap else sum(needed), shares, overlap)
 
 
 def _loop(
@@ -385,29 +380,41 @@ def _loop(
     replay: Replay,
     observers: Sequence[Observer],
     seconds: float,
-) -> float:
-    """Agent steps per second of the training loop, after a warm-up."""
+    watch: "Stopwatch",
+) -> tuple[float, dict[str, float]]:
+    """Agent steps per second of the training loop after a warm-up, and the share of each part that is watched."""
     counters = Counters(repeat=1, updates=1)
-    clock = Clock(warm_up=seconds / 4, seconds=seconds, counters=counters, learns=config.ratio > NEVER)
+    clock = Clock(seconds / 4, seconds, counters, learns=config.ratio > NEVER, begin=watch.seconds.clear)
     config = replace(config, frames=sys.maxsize)
     train(config, agent, environments, replay, counters, observers, saver=Unsaved(), stopped=clock)
-    return clock.rate
+    shares = {part: spent / clock.span for part, spent in watch.seconds.items()}
+    return clock.rows / clock.span, shares | {"the rest": 1 - sum(shares.values())}
 
 
 class Clock:
-    """Stops the loop, and knows how many rows a second it made after a warm-up.
+    """Stops the loop, and knows how many rows it made in which span of seconds after a warm-up.
 
-    Where it `learns`, from an update to an update, so that the span holds its share of steps.
+    Where it `learns`, from an update to an update, so that the span holds its share of steps. `begin` is called at the
+    span's begin.
     """
 
-    def __init__(self, warm_up: float, seconds: float, counters: Counters, learns: bool = False):
+    def __init__(
+        self,
+        warm_up: float,
+        seconds: float,
+        counters: Counters,
+        learns: bool = False,
+        begin: Callable[[], Any] = lambda: None,
+    ):
         self.counters = counters
         self.learns = learns
+        self.begin = begin
         self.updates = counters.updates
-        self.begin = time.perf_counter() + warm_up
+        self.warm = time.perf_counter() + warm_up
         self.seconds = seconds
         self.mark: tuple[float, int] | None = None
-        self.rate = 0.0
+        self.rows = 0
+        self.span = 0.0
 
     def __call__(self) -> bool:
         now, before, self.updates = time.perf_counter(), self.updates, self.counters.updates
@@ -415,11 +422,13 @@ class Clock:
             return False
         if self.mark is None:
             # However long the first step takes, at least one more is measured.
-            self.mark = (now, self.counters.rows) if now > self.begin and self.counters.rows else None
+            if now > self.warm and self.counters.rows:
+                self.mark = now, self.counters.rows
+                self.begin()
             return False
         if now < self.mark[0] + self.seconds:
             return False
-        self.rate = (self.counters.rows - self.mark[1]) / (now - self.mark[0])
+        self.span, self.rows = now - self.mark[0], self.counters.rows - self.mark[1]
         return True
 
 
@@ -464,8 +473,8 @@ def _goes_on(seconds: list[float]) -> bool:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def table(report: Report) -> str:
@@ -496,11 +505,18 @@ def table(report: Report) -> str:
         f"training            {training.steps_per_second:,.3g} steps/s, {training.updates_per_second:.3g} updates/s at "
         f"ratio {training.ratio:g}: {training.of_allowed:.0%} of what updates and environments allow",
         "  its time          " + ", ".join(f"{name} {share:.0%}" for name, share in training.shares.items()),
-        f"peak memory         {f'{report.peak_memory_bytes / 1e9:.3g} GB' if report.peak_memory_bytes else 'not told'}",
+        f"peak memory         {_memory(report)}",
         f"arithmetic          {report.update_flop / 1e9:,.4g} GFLOP an update, {report.peak_share:.0%} of the peak of "
         f"{report.peak_flop_per_second / 1e12:.3g} TFLOP/s",
     ]
     return "\n".join(lines)
+
+
+def _memory(report: Report) -> str:
+    if not report.peak_memory_bytes:
+        return "not told"
+    of = "" if report.training.overlap else " of the process" + ", compiling included" * report.compiled
+    return f"{report.peak_memory_bytes / 1e9:.3g} GB{of}"
 
 
 def _spread(spread: Spread) -> str:

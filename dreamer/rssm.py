@@ -297,7 +297,9 @@ class RSSM(nn.Module):
         record: dict[str, list[Tensor]] = {name: [] for name in Inputs._fields}
         offsets, embedded = _defer_gradients(weights, self.embed_tokens(tokens).transpose(0, 1), record)
         fixed = weights.detach()
-        state, parts = start, []
+        # Each call alike, also the first: another kind of arguments would be compiled for itself.
+        state = State(*(x if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled()) for x in start))
+        parts = []
         few = [x.split(STEPS) for x in (*offsets, actions.transpose(0, 1), embedded, keep.transpose(0, 1))]
         for *rows, action, token, kept, noise in zip(*few, uniform.transpose(0, 1).split(STEPS)):
             state, states, logits, used = self.observe_steps(fixed, Offsets(*rows), state, action, token, kept, noise)

@@ -3,11 +3,9 @@
 import contextlib
 import gc
 import os
-import re
 import signal
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from . import preflight, snapshot
 from .agent import Agent
 from .checkpoint import CheckpointError, RunFolder
+from .compiling import prepare
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds
 from .errors import UserMistake
 from .guards import Restarts, Saver
@@ -28,10 +27,9 @@ from .machine import (
     keep_freed_memory,
     limit_threads,
     total_memory,
-    why_not_compile,
 )
 from .published import expectation
-from .replay import Batch, Replay, new_replay, row_bytes
+from .replay import Replay, new_replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import CPU, Counters, train
@@ -230,52 +228,15 @@ def _prepare(agent: Agent, replay: Replay, terminal: Terminal, stop: Callable[[]
     fits, problems = True, []
     try:
         with terminal.waiting("Compiling, once for this machine and model"):
-            blank = replay.blank(config.replay.batch)
-            problems = [_compile(agent, blank), _capture(agent, blank)]
+            problems = prepare(agent, replay.blank(config.replay.batch), config.envs)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         fits = False  # what is on the stack of an error stays in memory until the error is gone
     if not fits:
         raise UserMistake(_does_not_fit(agent, replay))
-    for problem in filter(None, problems if not stop() else []):
+    for problem in problems if not stop() else []:
         terminal.say(f"{problem}. Everything works, more slowly.")
-
-
-def _compile(agent: Agent, blank: Batch) -> str | None:
-    """Compile and run everything once, or what keeps it from that."""
-    problem = why_not_compile(agent.device)
-    if problem is None:
-        for _ in range(2):
-            try:
-                agent.compile()
-                agent.warm_up(blank, agent.config.envs)
-                return None
-            except Exception as error:  # whatever a compiler may raise
-                if is_out_of_memory(error):
-                    raise
-                agent.uncompile()
-                problem = _first_line(error)
-                if not _removed_broken_library(error):
-                    break
-    return f"Not compiling: {problem}"
-
-
-def _capture(agent: Agent, blank: Batch) -> str | None:
-    """Capture, on a GPU, whether compiled or not, or what keeps it from that."""
-    if agent.device.type != "cuda":
-        return None
-    try:
-        agent.capture(blank, agent.config.envs)
-    except Exception as error:  # whatever a driver may raise
-        if is_out_of_memory(error):
-            raise
-        return f"Not capturing the update as one CUDA graph: {_first_line(error)}"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _does_not_fit(agent: Agent, replay: Replay) -> str:
@@ -300,18 +261,6 @@ def _does_not_fit(agent: Agent, replay: Replay) -> str:
         f"not fit into the memory of this {agent.device.type} device "
         f"({preflight.size(device_memory(agent.device))}); {hint}"
     )
-
-
-def _removed_broken_library(error: Exception) -> bool:
-    """Whether compiling failed on what an interrupted compilation had left half written, which is then removed."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    found = re.search(r"(/\S+\.so): file too short", str(error))
-    if found is None or not Path(found[1]).is_relative_to(cache_dir()):
-        return False
-    Path(found[1]).unlink(missing_ok=True)
-    torch.compiler.reset()
-    return True
 
 
 class StoppedAtOnce(BaseException):

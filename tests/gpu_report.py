@@ -21,6 +21,7 @@ import torch
 
 from dreamer import bench
 from dreamer.agent import Agent
+from dreamer.compiling import prepare
 from dreamer.config import make_config
 from dreamer.machine import MachineError, choose_device, choose_dtype
 from dreamer.spaces import action_spec, observation_spec
@@ -61,7 +62,8 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
     with torch.profiler.profile():  # some drivers tell of a graph's kernels only if a profiler came before the graph
         torch.zeros(1, device=device)
     if config.run.compile:
-        agent.prepare(batch, config.envs)
+        for problem in prepare(agent, batch, config.envs):
+            raise RuntimeError(problem)
     elif device.type == "cuda":
         agent.capture(batch, config.envs)
     counters = Counters(repeat=1, updates=1)

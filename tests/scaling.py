@@ -15,6 +15,7 @@ import torch
 
 from dreamer import bench
 from dreamer.agent import Agent
+from dreamer.compiling import prepare
 from dreamer.config import make_config
 from dreamer.machine import choose_device, choose_dtype, keep_freed_memory, limit_threads
 from dreamer.spaces import action_spec, observation_spec
@@ -39,7 +40,7 @@ def measure(task, size, batch, length, horizon):
     agent = Agent(config, observation, action, device, choose_dtype("auto", device))
     sample, _ = bench.random_replay(config, observation, action, 1, device).sample(batch)
     begun = time.perf_counter()
-    agent.prepare(sample, 1)
+    assert prepare(agent, sample, 1) == []
     agent.update(sample)
     first = time.perf_counter() - begun
     spread = bench.timed(lambda: agent.update(sample), device)

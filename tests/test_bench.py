@@ -42,11 +42,12 @@ def test_the_report_for_machines():
     for name in ("environment_steps_per_second", "collected_steps_per_second", "first_update_s", "peak_memory_bytes"):
         assert report[name] > 0
     assert report["environment_steps_per_second"] > report["collected_steps_per_second"]
+    assert sum(report["parts"].values()) == pytest.approx(report["parts_s"]) and min(report["parts"].values()) > 0
     expected = report["update_flop"] / update["median_s"] / report["peak_flop_per_second"]
     assert report["peak_share"] == pytest.approx(expected)
     training = report["training"]
-    assert set(training["shares"]) == {"updates", "environments", "acting", "replay", "the rest"}
-    assert sum(training["shares"].values()) == pytest.approx(1)
+    assert set(training["shares"]) == {"updates", "environments", "acting", "replay", "logging", "the rest"}
+    assert sum(training["shares"].values()) == pytest.approx(1) and min(training["shares"].values()) > 0
     # A ratio of 1 with batches of 2 x 4 steps: an update every 8 steps.
     assert training["updates_per_second"] == pytest.approx(training["steps_per_second"] / 8)
     assert 0 < training["of_allowed"] < 1.5
@@ -107,6 +108,16 @@ def test_the_first_calls_do_not_count():
     assert spread.high_s < 0.1 and len(calls) == bench.WARM_UPS + spread.repeats
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_that_works_on_its_own_is_waited_for(monkeypatch, kind):
+    waited = []
+    monkeypatch.setattr(getattr(torch, kind), "synchronize", lambda: waited.append(kind))
+    timed(lambda: None, torch.device(kind))
+    assert len(waited) >= 2
+    timed(lambda: None, CPU)
+    assert set(waited) == {kind}
+
+
 def test_a_stopwatch_adds_up():
     class Owner:
         def work(self):
@@ -145,4 +156,4 @@ def test_a_slow_first_step_is_no_division_by_zero():
         counters.rows += 2
         if clock():
             break
-    assert counters.rows == 4 and 50 < clock.rate <= 200
+    assert counters.rows == 4 and 50 < clock.rows / clock.span <= 200
