@@ -251,10 +251,13 @@ class Agent:
     def warm_up(self, batch: Batch, environments: int) -> None:
         """Run everything that is compiled once, and leave no trace in the agent."""
         before = self.generator.get_state()
-        self._learn(_unsound(batch.to(self.device)))
-        self.act(*self._anything(batch, environments))
-        self._recurrence = None
-        self.generator.set_state(before)
+        try:
+            self._learn(_unsound(batch.to(self.device)))
+            self.act(*self._anything(batch, environments))
+        finally:
+            self._recurrence = None
+            self.generator.set_state(before)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def capture(self, batch: Batch, environments: int) -> None:
         """From now on launch an update as one, and the choice of so many environments' actions (on a GPU).

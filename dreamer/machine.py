@@ -133,5 +133,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that a run may take on a device: what others leave free on a GPU, `total_memory` else."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory()
+    """Bytes of memory that this process may take on a device, what it has already among them."""
+    if device.type != "cuda":
+        return total_memory()
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # the rest is others'

@@ -200,7 +200,6 @@ class Replay:
     def sample(self, batch: int) -> tuple[Batch, list[Window]]:
         """B sequences: first each fresh window once, then uniformly over all start positions."""
         assert self.starts > 0, "sampled from a replay without a whole sequence"
-        self.settle()
         windows = self._draw(batch)
         places = moved(torch.from_numpy(self._places(windows)), self.device)
         return self._take({key: values.flatten(0, 1) for key, values in self.data.items()}, places), windows
@@ -214,15 +213,12 @@ class Replay:
         """T training steps from the T + 1 rows at some places (B, T + 1) among rows (n, ...); see the diagram above."""
         first, before, now = places[:, 0], places[:, :-1], places[:, 1:]
         observation = {key: rows[f"observation/{key}"][now] for key in self.keys}
-        return Batch(
-            observation={key: value.long() if key in self.integers else value for key, value in observation.items()},
-            prev_action=rows["action"][before],
-            reward=rows["reward"][now],
-            is_first=rows["is_first"][now],
-            is_last=rows["is_last"][now],
-            is_terminal=rows["is_terminal"][now],
-            start=State(rows["deter"][first].float(), F.one_hot(rows["stoch"][first].long(), self.classes).float()),
-        )
+        observation = {key: value.long() if key in self.integers else value for key, value in observation.items()}
+        prev_action, reward = rows["action"][before], rows["reward"][now]
+        is_first, is_last, is_terminal = (rows[name][now] for name in ("is_first", "is_last", "is_terminal"))
+        self.settle()  # after all that does not have to wait for it
+        start = State(rows["deter"][first].float(), F.one_hot(rows["stoch"][first].long(), self.classes).float())
+        return Batch(observation, prev_action, reward, is_first, is_last, is_terminal, start)
 
     def _draw(self, batch: int) -> list[Window]:
         windows: list[Window] = []
@@ -244,8 +240,8 @@ class Replay:
         """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
 
         Windows may overlap; then the last one counts. Where a posterior is not finite the old one stays, since what
-        starts from it would not be finite either. This does not wait for a GPU that still computes them: they are
-        written by `settle`, which everything that looks at rows calls first.
+        starts from it would not be finite either. This does not wait for a GPU that still computes them: those of a
+        replay in the machine's memory are written by `settle`, which everything that looks at them calls first.
         """
         self.settle()
         written = self._places(windows)[:, 1:].reshape(-1)
@@ -256,6 +252,8 @@ class Replay:
         stoch = latent.stoch.flatten(0, 1)[chosen].argmax(-1).to(self.data["stoch"].dtype)
         places = moved(torch.from_numpy(written[picks]), self.device)
         self._late = places, fetch([deter, stoch], self.device)
+        if self.device.type != "cpu":
+            self.settle()  # launched, not waited for
 
     def settle(self) -> None:
         """Write the latents of the last `refresh`, if they are not yet."""

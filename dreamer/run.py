@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -50,17 +50,40 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
     limit_threads()
     device = choose_device(config.run.device)
     observation, action = observation_spec(environments.observation_space), action_spec(environments.action_space)
-    agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
     if folder.holds_run:
         check_spaces(folder, environments)
-    replay = _replay(config, agent, environments.repeat, folder.rows)
-    need, available = preflight.needs(agent, replay), device_memory(device)  # before the replay takes its part
-    if device.type == "cuda" and sum(need) <= GPU_SHARE * available:
-        replay = _replay(config, agent, environments.repeat, folder.rows, device)
-    preflight.check(need, available, agent, replay)
+    with _enough_memory(config, device):
+        agent = Agent(config, observation, action, device, choose_dtype(config.run.precision, device))
+        replay, need = _placed(config, agent, environments.repeat, folder.rows)
     about = describe(config, agent, replay, environments, need)
     with folder.lock():
         _train(config, folder, environments, agent, replay, terminal, about)
+
+
+@contextlib.contextmanager
+def _enough_memory(config: Config, device: torch.device) -> Iterator[None]:
+    """Where a GPU is shared, another process may have taken what was free a moment ago."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserMistake(
+            f"a {config.size} model and its replay do not fit into the memory that others leave on this {device.type} "
+            f"device ({preflight.size(device_memory(device))}): give a smaller --size, or wait for them"
+        ) from None
+
+
+def _placed(config: Config, agent: Agent, repeat: int, seen: int) -> tuple[Replay, preflight.Needs]:
+    """The replay on the GPU if all fits there, else in the machine's memory; and what the run needs."""
+    replay, available = _replay(config, agent, repeat, seen), device_memory(agent.device)
+    need = preflight.needs(agent, replay)
+    if agent.device.type == "cuda":
+        whole = need._replace(replay=_rows(config, repeat, seen) * _row_bytes(agent))
+        if sum(whole) <= GPU_SHARE * available:
+            replay, need = _replay(config, agent, repeat, seen, agent.device), whole
+    preflight.check(need, available, agent, replay)
+    return replay, need
 
 
 def _train(
@@ -199,19 +222,28 @@ def _amount(rows: int, config: Config, repeat: int) -> str:
 
 
 def _replay(config: Config, agent: Agent, repeat: int, seen: int, device: torch.device = CPU) -> Replay:
-    """As large as configured, but no larger than the run needs, and within half of the memory."""
-    model = config.model
-    row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
-    rows = max(-(-config.frames // repeat), seen, config.envs * config.replay.length)
+    """As large as configured, but no larger than the run needs, and within half of the machine's memory if there."""
+    rows = _rows(config, repeat, seen)
     return new_replay(
         config,
         agent.observation_spec,
         agent.action_spec,
         streams=config.envs,
-        capacity=min(config.replay.capacity, rows + config.envs, total_memory() // 2 // row),
+        capacity=min(rows, total_memory() // 2 // _row_bytes(agent)) if device == CPU else rows,
         generator=torch.Generator().manual_seed(seeds(config.seed).sampling),
         device=device,
     )
+
+
+def _rows(config: Config, repeat: int, seen: int) -> int:
+    """That the run can make use of."""
+    needed = max(-(-config.frames // repeat), seen, config.envs * config.replay.length)
+    return min(config.replay.capacity, needed + config.envs)
+
+
+def _row_bytes(agent: Agent) -> int:
+    model = agent.config.model
+    return row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
 
 
 def _prepare(agent: Agent, replay: Replay, terminal: Terminal, stop: Callable[[], bool]) -> None:
@@ -222,13 +254,14 @@ def _prepare(agent: Agent, replay: Replay, terminal: Terminal, stop: Callable[[]
     Raises:
         UserMistake: an update does not fit into the device's memory.
     """
-    config = agent.config
-    if not config.run.compile:
-        return
+    config, blank = agent.config, replay.blank(agent.config.replay.batch)
     fits, problems = True, []
     try:
-        with terminal.waiting("Compiling, once for this machine and model"):
-            problems = prepare(agent, replay.blank(config.replay.batch), config.envs)
+        if config.run.compile:
+            with terminal.waiting("Compiling, once for this machine and model"):
+                problems = prepare(agent, blank, config.envs)
+        elif agent.device.type == "cuda":
+            agent.warm_up(blank, config.envs)  # to know whether it fits
     except Exception as error:
         if not is_out_of_memory(error):
             raise

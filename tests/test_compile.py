@@ -27,8 +27,8 @@ def config() -> Config:
     return replace(base, model=model, behavior=replace(base.behavior, horizon=3))
 
 
-def make_agent(device: str = "cpu") -> Agent:
-    return Agent(config(), OBSERVATION, ACTION, torch.device(device), torch.float32)
+def make_agent(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Agent:
+    return Agent(config(), OBSERVATION, ACTION, torch.device(device), dtype)
 
 
 def make_batch(agent: Agent, seed: int) -> Batch:

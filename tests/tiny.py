@@ -51,9 +51,12 @@ def counting_vector(count, **arguments):
     return envs.Vector(factories, range(count))
 
 
+def spaces(vector):
+    return observation_spec(vector.observation_space), action_spec(vector.action_space)
+
+
 def tiny_agent(config, vector):
-    observation, action = observation_spec(vector.observation_space), action_spec(vector.action_space)
-    return Agent(config, observation, action, torch.device("cpu"), torch.float32)
+    return Agent(config, *spaces(vector), torch.device("cpu"), torch.float32)
 
 
 def tiny_replay(config, agent, capacity=400):
