@@ -1,6 +1,6 @@
-"""What a machine with a GPU has to show: its tests, bench's tables, a profile of the training loop, a short training.
+"""What a machine with a GPU has to show: its tests, bench's tables, profiles of the training loop, short trainings.
 
-    make gpu                     # or: python tests/gpu_report.py --out runs/results/gpu
+    make gpu                     # or: PYTHONPATH=. python tests/gpu_report.py --out runs/results/gpu
 
 Writes report.md after every step, and each bench's JSON beside it. What fails is said there, with exit code 1, and the
 rest goes on. ARGS="--part tests" makes one part alone.
@@ -8,10 +8,12 @@ rest goes on. ARGS="--part tests" makes one part alone.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,19 @@ from dreamer import bench
 from dreamer.agent import Agent
 from dreamer.compiling import prepare
 from dreamer.config import make_config
+from dreamer.health import Health
+from dreamer.logger import Logger, Terminal
 from dreamer.machine import MachineError, choose_device, choose_dtype
+from dreamer.soundness import Soundness
 from dreamer.spaces import action_spec, observation_spec
 from dreamer.train import Counters, train
 from envs import Vector, make
 
-PARTS = ("tests", "bench", "profile", "training")
+PARTS = ("tests", "bench", "profile", "training", "beside")
 # Images from Atari: a camera would need OpenGL.
 BENCHES = ("dmc/walker_walk:1m", "dmc/walker_walk:12m", "atari100k/pong:12m", "atari100k/pong:200m")
+PROFILES = ("atari100k/pong:128", "dmc/walker_walk:512")
+BESIDE = (1, 2, 4, 8)  # trainings at once on one card
 DREAMER = [sys.executable, "-m", "dreamer"]
 TESTS = ("tests/test_cuda.py", "tests/test_golden.py", "tests/test_compile.py", "tests/test_replay.py")
 KERNELS = 15  # of a profile that are listed
@@ -71,15 +78,20 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
     def run(seconds: float) -> float:
         begun = time.perf_counter()
         train(
-            replace(config, frames=sys.maxsize), agent, environments, replay, counters, (), bench.Unsaved(),
+            replace(config, frames=sys.maxsize), agent, environments, replay, counters, observers, bench.Unsaved(),
             lambda: time.perf_counter() > begun + seconds,
         )  # fmt: skip
         return time.perf_counter() - begun
 
-    run(seconds / 2)
-    before = counters.updates
-    with torch.profiler.profile() as profiler:
-        wall = run(seconds)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        health = Health(config, agent.action_spec, replay.streams * replay.rows)
+        logger = Logger(Path(folder), config, Terminal(nowhere), counters, health)
+        observers = (logger, Soundness(Path(folder)))
+        run(seconds / 2)
+        before = counters.updates
+        with torch.profiler.profile() as profiler:
+            wall = run(seconds)
+        logger.close(counters)
     environments.close()
     on = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     kernels = [
@@ -147,31 +159,47 @@ def run_tests(report: Report, tests: tuple[str, ...]) -> None:
             report.fail(each)
 
 
-def run_profile(report: Report, *arguments: Any) -> None:
-    click.echo("profile ...", err=True)
+def run_profiles(report: Report, profiles: tuple[str, ...], size: str, *arguments: Any) -> None:
     report.add("", "## Profile", "")
-    try:
-        report.add(*("    " + line for line in profile(*arguments)))
-    except Exception as error:  # the rest is worth having
-        report.fail(f"profile: {error}")
+    for each in profiles:
+        click.echo(f"profile {each} ...", err=True)
+        task, ratio = each.rsplit(":", 1)
+        try:
+            report.add(*("    " + line for line in profile(task, size, float(ratio), *arguments)), "")
+        except Exception as error:  # the rest is worth having
+            report.fail(f"profile {each}: {error}")
 
 
-def run_training(report: Report, task: str, size: str, ratio: float, frames: int, given: list[str]) -> None:
-    click.echo("training ...", err=True)
+def trained(report: Report, options: list[str], given: list[str]) -> tuple[float, float]:
+    """Updates a second of a training at their median, and the seconds it took in all; 0 if it failed."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--env", task, "--size", size, "--frames", str(frames), "--set", f"ratio={ratio:g}"]
         done, _, wrong, took = shell([*DREAMER, "train", *options, *given, "--run", f"{folder}/run"], 1800)
-        words = f"`dreamer train {' '.join(options)}`: {took:.1f} s, compiling included"
-        report.add("", "## A short training", "", words)
         if not done:
-            report.fail(f"training: {last(wrong)}")
-            return
+            report.fail(f"training {' '.join(options)}: {last(wrong)}")
+            return 0.0, took
         for line in wrong.splitlines():
             if any(sign in line for sign in SLOWER):
                 report.fail(f"training: {line.strip()}")
         seen = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
-        rates = [each["speed/updates_per_second"] for each in seen if "speed/updates_per_second" in each]
-        report.add(f"{max(rates, default=0):.1f} updates/s at best")
+        rates = [each["speed/updates_per_second"] for each in seen if each.get("speed/updates_per_second")]
+        return (statistics.median(rates) if rates else 0.0), took
+
+
+def run_training(report: Report, options: list[str], given: list[str]) -> None:
+    click.echo("training ...", err=True)
+    rate, took = trained(report, options, given)
+    words = f"`dreamer train {' '.join(options)}`: {took:.1f} s, compiling included; {rate:.1f} updates/s at the median"
+    report.add("", "## A short training", "", words)
+
+
+def run_beside(report: Report, counts: tuple[int, ...], options: list[str], given: list[str]) -> None:
+    report.add("", "## Side by side on one card", "", "| runs | updates/s each | updates/s in all |", "|---|---|---|")
+    for count in counts:
+        click.echo(f"{count} side by side ...", err=True)
+        with ThreadPoolExecutor(count) as pool:
+            seeds = [[*options, "--seed", str(seed)] for seed in range(count)]
+            rates = [rate for rate, _ in pool.map(lambda each: trained(report, each, given), seeds)]
+        report.add(f"| {count} | {statistics.median(rates):.1f} | {sum(rates):.1f} |")
 
 
 def last(text: str) -> str:
@@ -183,14 +211,16 @@ def last(text: str) -> str:
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
 @click.option("--bench", "benches", multiple=True, default=BENCHES, show_default=True, help="TASK:SIZE")
 @click.option("--test", "tests", multiple=True, default=TESTS, show_default=True)
-@click.option("--task", default="atari100k/pong", show_default=True, help="To profile and to train.")
-@click.option("--size", default="12m", show_default=True)
-@click.option("--ratio", default=128.0, show_default=True)
-@click.option("--frames", default=20_000, show_default=True, help="Of the short training.")
-@click.option("--seconds", default=1.0, show_default=True, help="Of the profile.")
+@click.option("--profile", "profiles", multiple=True, default=PROFILES, show_default=True, help="TASK:RATIO")
+@click.option("--task", default="atari100k/pong", show_default=True, help="To train.")
+@click.option("--size", default="12m", show_default=True, help="To profile and to train.")
+@click.option("--ratio", default=128.0, show_default=True, help="To train.")
+@click.option("--frames", default=40_000, show_default=True, help="Of the short trainings.")
+@click.option("--beside", "counts", multiple=True, default=BESIDE, show_default=True, help="So many runs at once.")
+@click.option("--seconds", default=1.0, show_default=True, help="Of a profile.")
 @click.option("--set", "settings", multiple=True, help="For all, as for dreamer train.")
 @click.option("--device", default="cuda", show_default=True, help="cpu takes hours; it is there to try this file.")
-def main(out, parts, benches, tests, task, size, ratio, frames, seconds, settings, device):
+def main(out, parts, benches, tests, profiles, task, size, ratio, frames, counts, seconds, settings, device):
     try:
         device = choose_device(device)
     except MachineError as error:
@@ -200,14 +230,17 @@ def main(out, parts, benches, tests, task, size, ratio, frames, seconds, setting
     report = Report(out)
     report.add("# What a GPU shows", "", f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}")
     given = [word for setting in settings for word in ("--set", setting)]
+    options = ["--env", task, "--size", size, "--frames", str(frames), "--set", f"ratio={ratio:g}"]
     if "tests" in parts:
         run_tests(report, tests)
     if "bench" in parts:
         run_benches(report, benches, given)
     if "profile" in parts:
-        run_profile(report, task, size, ratio, settings, seconds)
+        run_profiles(report, profiles, size, settings, seconds)
     if "training" in parts:
-        run_training(report, task, size, ratio, frames, given)
+        run_training(report, options, given)
+    if "beside" in parts:
+        run_beside(report, counts, options, given)
     click.echo(f"Wrote {out / 'report.md'}")
     sys.exit(bool(report.failed))
 

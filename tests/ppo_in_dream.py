@@ -1,7 +1,7 @@
 """Train the PPO of Stable-Baselines3 inside the dream of a run alone, then let it act in the real environment.
 
     pip install stable-baselines3==2.7.0
-    python tests/ppo_in_dream.py runs/FOLDER --steps 300000
+    PYTHONPATH=. python tests/ppo_in_dream.py runs/FOLDER --steps 300000
 
 Prints its score in the dream and in reality, from the beginnings of episodes, and that of a random policy. What it
 scores only in the dream, it owes to the mistakes of the model.

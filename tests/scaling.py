@@ -1,6 +1,6 @@
 """How the cost of an update grows with the size, the batch, the length and the horizon.
 
-    python tests/scaling.py --out runs/results/speed/scaling.csv
+    PYTHONPATH=. python tests/scaling.py --out runs/results/speed/scaling.csv
 
 Each line compiles anew, a minute or two where nothing is cached, half an hour in all. Leave the machine
 alone meanwhile.

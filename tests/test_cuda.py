@@ -268,9 +268,9 @@ def test_what_really_does_not_fit_says_what_would(monkeypatch, tmp_path):
 
 def test_memory_that_somebody_else_has_taken_meanwhile():
     config = tiny.tiny_config()
-    with pytest.raises(UserMistake, match="do not fit into the memory that others leave on this cpu device"):
-        with run._enough_memory(config, torch.device("cpu")):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    said = "do not fit into the memory that others leave on this cpu device"
+    with pytest.raises(UserMistake, match=said), run._enough_memory(config, torch.device("cpu")):
+        raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(ValueError, match="another"), run._enough_memory(config, torch.device("cpu")):
         raise ValueError("another")
 

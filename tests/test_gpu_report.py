@@ -14,7 +14,7 @@ FOUND = {
     "acting": {"16": {"median_s": 0.001}},
     "training": {"of_allowed": 0.9},
 }
-OPTIONS = ["--device", "cpu", "--task", "gym/CartPole-v1", "--size", "1m", "--ratio", "1", "--seconds", "0.2"]
+OPTIONS = ["--device", "cpu", "--profile", "gym/CartPole-v1:1", "--size", "1m", "--seconds", "0.2", "--beside", "2"]
 OPTIONS += [word for setting in tiny.WIDTHS for word in ("--set", setting)]
 
 
@@ -38,7 +38,8 @@ def test_everything_is_in_one_report(tmp_path, monkeypatch):
     code, text = report(tmp_path / "gpu", monkeypatch, shell)
     assert code == 0 and "FAILED" not in text
     assert "| gym/CartPole-v1, 1m | 5.00 ms | 200.0 | 70.0 s | 40% | 1.00 ms | 90% |" in text
-    assert "8 passed" in text and "150.0 updates/s at best" in text and "12.0 s, compiling included" in text
+    assert "8 passed" in text and "12.0 s, compiling included; 150.0 updates/s at the median" in text
+    assert "| 2 | 150.0 | 300.0 |" in text
     assert "the device busy for" in text and "aten::" in text
     assert json.loads((tmp_path / "gpu" / "gym-CartPole-v1-1m.json").read_text()) == FOUND
 
@@ -50,10 +51,16 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_report, "profile", profile)
     code, text = report(tmp_path / "gpu", monkeypatch, lambda *_: (False, "2 failed\n", "out of memory", 1.0))
     assert code == 1
-    failures = ("bench gym/CartPole-v1:1m: out of memory", "tests/test_cuda.py", "profile: no profiler")
+    failures = (
+        "bench gym/CartPole-v1:1m: out of memory",
+        "tests/test_cuda.py",
+        "profile gym/CartPole-v1:1: no profiler",
+    )
     for line in (f"FAILED {each}" for each in failures):
         assert line in text
-    assert "FAILED training: out of memory" in text and "2 failed" in text
+    train = "--env atari100k/pong --size 1m --frames 40000 --set ratio=128"
+    assert f"FAILED training {train}: out of memory" in text and f"FAILED training {train} --seed 1: out" in text
+    assert "2 failed" in text
 
 
 def test_a_training_that_goes_on_without_its_graph_has_failed(tmp_path, monkeypatch):
