@@ -24,7 +24,7 @@ from .compiling import prepare
 from .config import Config
 from .health import Health
 from .logger import Logger, Terminal
-from .machine import choose_device, choose_dtype, keep_freed_memory, limit_threads
+from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads
 from .replay import Batch, Replay, Transition, new_replay
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -106,6 +106,7 @@ def measure(config: Config, environments: Any, say: Callable[[str], None], cold:
         say: is told what comes next.
         cold: the compile cache is empty.
     """
+    keep_compiled_code()
     keep_freed_memory()
     limit_threads()
     device = choose_device(config.run.device)

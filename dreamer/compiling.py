@@ -1,6 +1,5 @@
 """Compile an agent before its first step, and capture it on a GPU; or say what keeps it from that and go on without."""
 
-import os
 import re
 from pathlib import Path
 
@@ -32,7 +31,6 @@ def prepare(agent: Agent, batch: Batch, environments: int) -> list[str]:
 def _compile(agent: Agent, batch: Batch, environments: int) -> str | None:
     problem = why_not_compile(agent.device)
     if problem is None:
-        _keep_results()
         for _ in range(2):
             try:
                 agent.compile()
@@ -59,17 +57,6 @@ def _capture(agent: Agent, batch: Batch, environments: int) -> str | None:
             raise
         return f"Not capturing the update as one CUDA graph: {_in_a_line(error)}"
     return None
-
-
-def _keep_results() -> None:
-    """Where the next boot leaves them: torch's own choice is the folder for temporary files."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreamer"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK) and not re.search(r"\s", str(folder)):  # torch calls the compiler without quotes
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _in_a_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -106,6 +107,20 @@ def keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, (1 << 31) - 1)
     except (OSError, AttributeError):
         pass  # another C library, which does as it likes
+
+
+def keep_compiled_code() -> None:
+    """Where the next boot leaves it: torch's own choice is the folder for temporary files.
+
+    To be called before torch's compiler is imported, which looks for its folder then.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreamer"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK) and not re.search(r"\s", str(folder)):  # torch calls the compiler without quotes
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def total_memory() -> int:

@@ -24,6 +24,7 @@ from .machine import (
     choose_dtype,
     device_memory,
     is_out_of_memory,
+    keep_compiled_code,
     keep_freed_memory,
     limit_threads,
     total_memory,
@@ -46,6 +47,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         environments: `config.envs` of them, with the spaces that `spaces` describes.
     """
     terminal = Terminal()
+    keep_compiled_code()
     keep_freed_memory()
     limit_threads()
     device = choose_device(config.run.device)

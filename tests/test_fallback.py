@@ -74,21 +74,6 @@ def test_the_benchmark_goes_on_as_well(broken_compiler, monkeypatch):
     assert "Not compiling: " in result.stderr and "Traceback" not in result.stderr
 
 
-def test_what_is_compiled_outlives_a_boot(tmp_path, monkeypatch):
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    (tmp_path / "a file").write_text("")
-    (tmp_path / "with spaces").mkdir()
-    for unfit in ("a file", "with spaces"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / unfit))
-        compiling._keep_results()
-        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ  # torch has a place of its own
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for _ in range(2):
-        compiling._keep_results()
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "dreamer")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))  # what is set stays
-
-
 def test_stopping_while_it_compiles_is_no_failure_to_compile(tmp_path, monkeypatch):
     def stop(self, *arguments):
         os.kill(os.getpid(), signal.SIGINT)  # a terminal sends it to the compilers too

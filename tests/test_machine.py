@@ -1,6 +1,8 @@
 """What the machine offers."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,3 +86,37 @@ def test_memory_is_kept_whole_or_not_at_all(monkeypatch, allowed, expected):
     monkeypatch.setattr(machine.sys, "platform", "linux")
     machine.keep_freed_memory()
     assert asked == expected
+
+
+def test_what_is_compiled_is_kept_where_a_boot_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "with spaces").mkdir()
+    for unfit in ("a file", "with spaces"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / unfit))
+        machine.keep_compiled_code()
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ  # torch has a place of its own
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        machine.keep_compiled_code()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "dreamer")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))  # what is set stays
+
+
+def test_it_is_kept_there_by_a_training(tmp_path):
+    """In a process of its own: torch looks for the folder when its compiler is imported, which an optimiser does."""
+    code = """
+from dreamer import run
+from dreamer.cli import main
+def where(*_):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    return [cache_dir()]
+run.prepare = where
+main()
+"""
+    given = ["train", "--env", "gym/CartPole-v1", "--size", "1m", "--frames", "3", "--run", str(tmp_path / "run")]
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"{tmp_path}/dreamer. Everything works" in done.stderr, done.stderr
