@@ -284,8 +284,10 @@ class Logger:
 
     def update(self, metrics: dict[str, torch.Tensor], batch: Batch, counters: Counters) -> None:
         """Add up the metrics of an update, on the device: reading each would make a GPU wait."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        if self._sums:
+            torch._foreach_add_([*self._sums.values()], [metrics[name] for name in self._sums])  # one launch for all
+        else:
+            self._sums = {name: value.clone() for name, value in metrics.items()}
         self._updates += 1
         self._say_when(counters)
         self._terminal.progress(*self._parts(counters))
