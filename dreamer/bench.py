@@ -354,24 +354,33 @@ def _training(
     """
     spaces = agent.observation_spec, agent.action_spec
     replay = random_replay(config, *spaces, len(environments), agent.device)
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        health = Health(config, agent.action_spec, replay.streams * replay.rows)
-        logger = Logger(Path(folder), config, Terminal(nowhere), Counters(repeat=1), health)
-        watch = Stopwatch(CPU)
-        with watch.around(
+    watch = Stopwatch(CPU)
+    with (
+        quiet_logger(config, agent, replay) as (logger, _),
+        watch.around(
             (agent, "update", "updates"),
             (environments, "step", "environments"),
             (agent, "act", "acting"),
             *((replay, name, "replay") for name in ("add", "sample", "refresh")),
             *((logger, name, "logging") for name in ("rows", "update", "show")),
-        ):
-            seconds = max(STEP_SECONDS, 10 * update.median_s)
-            rate, shares = _loop(config, agent, environments, replay, (logger,), seconds, watch)
-        logger.close(Counters(repeat=1))
+        ),
+    ):
+        seconds = max(STEP_SECONDS, 10 * update.median_s)
+        rate, shares = _loop(config, agent, environments, replay, (logger,), seconds, watch)
     updates = rate * config.ratio / (config.replay.batch * config.replay.length)
     alone = (update.median_s + timed(lambda: agent.update(batch), agent.device).median_s) / 2
     needed, overlap = (updates * alone, rate / bare), agent.device.type == "cuda"
     return Training(config.ratio, rate, updates, max(needed) if overlap else sum(needed), shares, overlap)
+
+
+@contextmanager
+def quiet_logger(config: Config, agent: Agent, replay: Replay) -> Iterator[tuple[Logger, Path]]:
+    """The logger that `dreamer train` has, and the folder it writes to, which lasts as long."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        health = Health(config, agent.action_spec, replay.streams * replay.rows)
+        logger = Logger(Path(folder), config, Terminal(nowhere), Counters(repeat=1), health)
+        yield logger, Path(folder)
+        logger.close(Counters(repeat=1))
 
 
 def _loop(

@@ -25,8 +25,6 @@ from dreamer import bench
 from dreamer.agent import Agent
 from dreamer.compiling import prepare
 from dreamer.config import make_config
-from dreamer.health import Health
-from dreamer.logger import Logger, Terminal
 from dreamer.machine import MachineError, choose_device, choose_dtype
 from dreamer.soundness import Soundness
 from dreamer.spaces import action_spec, observation_spec
@@ -83,15 +81,12 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
         )  # fmt: skip
         return time.perf_counter() - begun
 
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        health = Health(config, agent.action_spec, replay.streams * replay.rows)
-        logger = Logger(Path(folder), config, Terminal(nowhere), counters, health)
-        observers = (logger, Soundness(Path(folder)))
+    with bench.quiet_logger(config, agent, replay) as (logger, folder):
+        observers = (logger, Soundness(folder))
         run(seconds / 2)
         before = counters.updates
         with torch.profiler.profile() as profiler:
             wall = run(seconds)
-        logger.close(counters)
     environments.close()
     on = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     kernels = [
