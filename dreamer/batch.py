@@ -1,19 +1,13 @@
 """Work through a list of runs, several side by side, and keep what each has shown.
 
-The list is a CSV with the columns `task` and `seed` and, where wanted, `size`, `ratio`, `frames` and `settings`
-(KEY=VALUE, separated by blanks). Each line is a run in a folder of its own, and a process of its own: one that is
-finished is left alone, one that was interrupted goes on from its checkpoint. When a run ends, or its time is up, what
-it has shown is written beside the others', and the index and the picture of all of them. That is what counts: a run
-that is finished there is finished, whether its own folder is still there or not.
+Each line is a run in a folder of its own, and a process of its own: one that is finished is left alone, one that was
+interrupted goes on from its checkpoint. What a run has shown is written beside the others' every few minutes, when it
+ends and when it is stopped, with the index and the picture of all of them. That is what counts: a run that is finished
+there is finished, whether its own folder is still there or not.
 """
 
-import contextlib
-import csv
-import hashlib
 import json
 import os
-import platform
-import re
 import signal
 import subprocess
 import sys
@@ -25,97 +19,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import config as configs
-from . import published, scores
-from .checkpoint import NEWEST, CheckpointError
+from . import published, record, scores
+from .checkpoint import CheckpointError
 from .errors import UserMistake
 from .index import draw, write_index
 from .machine import usable_cores
+from .worklist import Entry
 
-COLUMNS = ("task", "seed", "size", "ratio", "frames", "settings")
 SAY_SECONDS = 60.0
+KEEP_SECONDS = 600.0
 GRACE_SECONDS = 300.0  # to write the last checkpoint
-TIMES = 200  # points of `times.csv`
-POINTS = 100  # of `metrics.csv`
 EPISODES = 10  # of the evaluation at the end
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the list."""
+@dataclass
+class Work:
+    """A run that is under way.
 
-    task: str
-    seed: int
-    size: str | None = None
-    ratio: float | None = None
-    frames: int | None = None
-    settings: tuple[str, ...] = ()
-
-    @property
-    def config(self) -> configs.Config:
-        ratio = () if self.ratio is None else (f"ratio={self.ratio:g}",)
-        return configs.make_config(
-            self.task, size=self.size, seed=self.seed, frames=self.frames, settings=(*ratio, *self.settings)
-        )
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        config = self.config
-        words = [configs.file_name(self.task), config.size, f"ratio{config.ratio:g}"]
-        others = "-".join(re.sub(r"[^\w.]+", "-", setting) for setting in self.settings)
-        if others:  # some file systems allow 255 bytes, all in all
-            words.append(others if len(others) < 100 else hashlib.sha256(others.encode()).hexdigest()[:12])
-        return "-".join([*words, f"seed{self.seed}"])
-
-    def command(self, folder: Path) -> list[str]:
-        config = self.config
-        options = ["--env", self.task, "--seed", str(self.seed), "--size", config.size, "--frames", str(config.frames)]
-        settings = [f"ratio={config.ratio:g}", *self.settings]
-        return ["train", *options, *(word for each in settings for word in ("--set", each)), "--run", str(folder)]
-
-
-def read(path: Path) -> list[Entry]:
-    """The entries of a list.
-
-    Raises:
-        UserMistake: it cannot be read, or a line is none.
+    before: its record, of a run that goes on. commit: of the code that it goes on with.
     """
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(line for line in file if line.strip() and not line.startswith("#")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserMistake(
-            f"{path} cannot be read ({error}); give a CSV with the columns {', '.join(COLUMNS)}"
-        ) from None
-    entries = []
-    for number, row in enumerate(rows, 1):
-        unknown = [str(name) for name in row if name not in COLUMNS]
-        if unknown or not row.get("task") or not row.get("seed"):
-            raise UserMistake(
-                f"{path}, run {number}: it needs a task and a seed, and has {', '.join(unknown) or 'not both'}; the "
-                f"columns are {', '.join(COLUMNS)}"
-            )
-        try:
-            entry = Entry(
-                task=row["task"],
-                seed=int(row["seed"]),
-                size=row.get("size") or None,
-                ratio=float(row["ratio"]) if row.get("ratio") else None,
-                frames=int(row["frames"]) if row.get("frames") else None,
-                settings=tuple((row.get("settings") or "").split()),
-            )
-            _ = entry.name
-        except ValueError as error:
-            raise UserMistake(f"{path}, run {number}: {error}") from error
-        entries.append(entry)
-    names = [entry.name for entry in entries]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserMistake(f"{path} has {twice} twice; leave one out")
-    if not entries:
-        raise UserMistake(f"{path} lists no runs")
-    return entries
+
+    entry: Entry
+    before: dict[str, Any]
+    commit: str
+    evaluates: bool = False
 
 
 class Batch:
@@ -126,7 +53,8 @@ class Batch:
         runs: where the runs' folders are.
         results: where what they have shown is kept.
         at_once: how many runs side by side.
-        minutes: after which all are stopped, each with a checkpoint; None works until all are finished.
+        minutes: after which all are stopped, each with a checkpoint; None works until all are finished. A run that
+            would end within so many, but not in what is left of them, is not begun.
         device: of all runs.
         say: is told how it stands.
     """
@@ -142,11 +70,13 @@ class Batch:
         say: Callable[[str], object],
     ):
         self._entries, self._runs, self._results = entries, runs, results
-        self._at_once, self._device, self._say = at_once, device, say
+        self._at_once, self._device, self._say = min(at_once, len(entries)), device, say
+        self._threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // self._at_once))
+        self._minutes = minutes
         self._until = time.monotonic() + 60 * minutes if minutes else None
         self._stop = threading.Event()
         self._writing = threading.Lock()
-        self._running: dict[str, Entry] = {}
+        self._running: dict[str, Work] = {}
         self._failed: list[str] = []
 
     def work(self) -> list[str]:
@@ -159,7 +89,7 @@ class Batch:
         with ThreadPoolExecutor(self._at_once) as pool:
             waiting = [pool.submit(self._run, entry) for entry in self._entries]
             try:
-                said = time.monotonic()
+                said = kept = time.monotonic()
                 while not all(each.done() for each in waiting):
                     time.sleep(0.2)
                     if self._until and time.monotonic() > self._until and not self._stop.is_set():
@@ -168,6 +98,10 @@ class Batch:
                     if time.monotonic() - said > SAY_SECONDS:
                         said = time.monotonic()
                         self._say(self.standing())
+                    if time.monotonic() - kept > KEEP_SECONDS:
+                        kept = time.monotonic()
+                        for work in list(self._running.values()):
+                            self._keep(work)
             except KeyboardInterrupt:
                 self._say("Stopping, with a checkpoint each")
             finally:
@@ -178,57 +112,125 @@ class Batch:
 
     def standing(self) -> str:
         """One line: what runs, how far it is, its score and where that lies among the published."""
-        running = [f"{name}: {_standing(self._runs / name, entry)}" for name, entry in list(self._running.items())]
+        running = [self._in_words(work) for work in list(self._running.values())]
         done = sum(self._is_done(entry) for entry in self._entries)
-        return f"{done} of {len(self._entries)} finished; " + ("; ".join(running) or "nothing runs")
+        return " | ".join([f"{done} of {len(self._entries)} finished", *(running or ["nothing runs"])])
+
+    def _in_words(self, work: Work) -> str:
+        score = standing(self._runs / work.entry.name, work.entry)
+        return f"{work.entry.task} s{work.entry.seed} {'evaluates' if work.evaluates else score}"
 
     def _is_done(self, entry: Entry) -> bool:
-        made = scores.made(self._results / entry.name)
-        return bool(made.get("finished")) and made.get("frames", 0) >= entry.config.frames
+        """Also where it was not evaluated, if the agent is no longer there."""
+        kept = scores.run_record(self._results / entry.name)
+        is_whole = bool(kept.get("finished")) and kept.get("frames", 0) >= entry.config.frames
+        return is_whole and bool(kept.get("evaluation") or not self._is_trained(entry))
+
+    def _is_trained(self, entry: Entry) -> bool:
+        return record.frames(self._runs / entry.name) >= entry.config.frames
 
     def _run(self, entry: Entry) -> None:
-        folder, place = self._runs / entry.name, self._results / entry.name
         if self._stop.is_set() or self._is_done(entry):
             return
-        before = scores.made(place) if _frames(folder) else {}  # of a run that goes on
-        commits = list(dict.fromkeys([*before.get("commits", []), _commit()]))
-        begun = time.monotonic()
-        if not is_finished(folder, entry):
-            self._train(entry, folder)
-        minutes = before.get("minutes", 0) + (time.monotonic() - begun) / 60
-        evaluation = _evaluate(folder, self._device) if is_finished(folder, entry) else None
-        with contextlib.suppress(CheckpointError), self._writing:  # it was stopped before its first checkpoint
-            if keep(folder, entry, place, minutes, commits, evaluation):
-                self._write()
-            else:
-                self._say(f"{place} holds a longer curve of {entry.name}; that is left as it is")
-        self._say(f"{entry.name}: {_standing(folder, entry)}")
-
-    def _write(self) -> None:
+        if (needed := self._needs_another_time(entry)) is not None:
+            self._say(f"{entry.name} takes some {needed:.0f} minutes, and is left for another time")
+            return
+        folder = self._runs / entry.name
+        before = scores.run_record(self._results / entry.name)
+        if before.get("frames", 0) > record.frames(folder):  # that was another run, whose folder is no more
+            before = {}
+        work = self._running[entry.name] = Work(entry, before, record.commit())
         try:
-            write_index(self._results)
-            draw(self._results)
+            if not self._is_trained(entry):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._process(entry, entry.command(folder, self._device), subprocess.DEVNULL)
+            kept = self._keep(work)  # before anything else can go wrong
+            if kept and self._is_trained(entry) and not self._stop.is_set():
+                work.evaluates = True
+                self._keep(work, self._evaluate(entry))
+        finally:
+            del self._running[entry.name]
+        self._say(f"{entry.name}: {standing(folder, entry)}")
+
+    def _needs_another_time(self, entry: Entry) -> float | None:
+        """Minutes that a run takes, if they fit into a whole sitting but not into the rest of this one."""
+        if self._until is None or self._minutes is None:
+            return None
+        needed, left = self.minutes_needed(entry), (self._until - time.monotonic()) / 60
+        return needed if needed is not None and left < needed <= self._minutes else None
+
+    def minutes_needed(self, entry: Entry) -> float | None:
+        """Minutes up to a run's end, as long as it or one of its kind has taken for a frame; None if none has yet."""
+        folder, config = self._runs / entry.name, entry.config
+        rest = config.frames - record.frames(folder)
+        if pace := scores.minutes_per_frame(folder):
+            return rest * pace
+        same: list[float] = []
+        for place in sorted(self._results.glob("*/times.csv")):
+            try:
+                other = scores.read(place.parent)
+            except CheckpointError:
+                continue
+            is_like = other.config.task.split("/")[0] == config.task.split("/")[0]
+            pace = scores.minutes_per_frame(place.parent)
+            if pace and is_like and (other.config.size, other.config.ratio) == (config.size, config.ratio):
+                if other.config.task == config.task:
+                    return rest * pace
+                same.append(pace)
+        return rest * max(same) if same else None
+
+    def _keep(self, work: Work, evaluation: dict[str, Any] | None = None) -> bool:
+        """Write what a run has shown so far; whether there was anything to write."""
+        entry, folder, before = work.entry, self._runs / work.entry.name, work.before
+        now = record.circumstances(entry.config, self._device, self._threads)
+        machines = dict.fromkeys([*filter(None, before.get("machine", "").split("; ")), now["machine"]])
+        made = now | {
+            "command": " ".join(["dreamer", *entry.command(folder, self._device)]),
+            "commits": list(dict.fromkeys([*before.get("commits", []), work.commit])),
+            "machine": "; ".join(machines),
+            "at_once": max(self._at_once, before.get("at_once", 1)),
+            "minutes": round(record.frames(folder) * (scores.minutes_per_frame(folder) or 0), 2),
+            "finished": self._is_trained(entry),
+            "evaluation": evaluation or before.get("evaluation"),
+        }
+        try:
+            with self._writing:
+                if not record.keep(folder, self._results / entry.name, made):
+                    self._say(f"{self._results / entry.name} holds a longer curve; that is left as it is")
+                    return False
+                write_index(self._results)
+                draw(self._results)
+        except CheckpointError:  # it has no checkpoint or no episode yet
+            return False
         except UserMistake as error:
             self._say(f"No new index of {self._results}: {error}")
+        return True
 
-    def _train(self, entry: Entry, folder: Path) -> None:
-        self._running[entry.name] = entry
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [*entry.command(folder), "--device", self._device]
-        threads = str(max(1, usable_cores() // self._at_once))
+    def _evaluate(self, entry: Entry) -> dict[str, Any] | None:
+        """The finished agent in new episodes; None if that fails, which is said, or is stopped."""
+        words = ["evaluate", str(self._runs / entry.name), "--episodes", str(EPISODES), "--device", self._device]
+        out = self._runs / f"{entry.name}.json"
+        with out.open("wb") as file:
+            if not self._process(entry, [*words, "--json"], file):
+                return None
+        return {"command": " ".join(["dreamer", *words]), **json.loads(out.read_text())}
+
+    def _process(self, entry: Entry, words: list[str], out: Any) -> bool:
+        """Run `dreamer` with these arguments; whether it has ended as it should. A stop of ours is no failure."""
         # Beside the folder: a new run's own has to be empty.
         with (self._runs / f"{entry.name}.txt").open("ab") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dreamer", *command],
-                stdout=said,
+                [sys.executable, "-m", "dreamer", *words],
+                stdout=out,
                 stderr=said,
-                env={"OMP_NUM_THREADS": threads} | dict(os.environ),
+                env=dict(os.environ) | {"OMP_NUM_THREADS": str(self._threads)},
                 start_new_session=True,  # so that Ctrl-C reaches them through us alone
             )
             try:
                 while process.poll() is None and not self._stop.wait(0.2):
                     pass
-                if process.poll() is None:
+                stopped = process.poll() is None
+                if stopped:
                     process.send_signal(signal.SIGINT)
                     process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
@@ -237,114 +239,22 @@ class Batch:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
-        del self._running[entry.name]
-        if process.returncode:
+        if process.returncode and not stopped:
             self._failed.append(entry.name)
             self._say(f"{entry.name} ended by an error: see {self._runs / f'{entry.name}.txt'}")
+        return not process.returncode
 
 
-def is_finished(folder: Path, entry: Entry) -> bool:
-    """Whether a run's checkpoint has all its frames."""
-    return _frames(folder) >= entry.config.frames
-
-
-def _frames(folder: Path) -> int:
-    try:
-        counters = json.loads((folder / NEWEST).read_text())["counters"]
-        return int(counters["rows"] * counters["repeat"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def _standing(folder: Path, entry: Entry) -> str:
+def standing(folder: Path, entry: Entry) -> str:
+    """How far a run is, its score, and the last published one beside it."""
     try:
         curve = scores.Curve(folder, entry.config, *scores.episodes(folder))
     except CheckpointError:
         return "begins"
-    frames, score = curve.last, curve.at(curve.last, published.window(entry.task))
+    score = curve.at(curve.last, published.window(entry.task))
     if score is None:
         return "no episode yet"
-    text = f"{score:.4g} at {published.short(frames)} frames"
-    bands = [band for band in published.curve(entry.task) if band.frames <= frames]
+    text = f"{published.compact(curve.last)} {published.number(score)}"
+    bands = [band for band in published.curve(entry.task) if band.frames <= curve.last]
     there = curve.at(bands[-1].frames, published.window(entry.task)) if bands else None
-    return text if there is None else f"{text}; {published.standing(entry.config, bands[-1], there)}"
-
-
-def _evaluate(folder: Path, device: str) -> dict[str, Any] | None:
-    """The finished agent in new episodes; None if that fails."""
-    words = ["evaluate", str(folder), "--episodes", str(EPISODES), "--device", device, "--json"]
-    done = subprocess.run([sys.executable, "-m", "dreamer", *words], capture_output=True, text=True)
-    try:
-        return {"command": " ".join(["dreamer", *words[:1], *words[2:]]), **json.loads(done.stdout)}
-    except ValueError:
-        return None
-
-
-def keep(
-    folder: Path, entry: Entry, place: Path, minutes: float, commits: list[str], evaluation: dict[str, Any] | None
-) -> bool:
-    """Write a run's curve, its times, what it measured, its config and where it was made.
-
-    Returns:
-        No if what is there already is longer, which is left alone.
-
-    Raises:
-        CheckpointError: the run has no curve yet.
-    """
-    curve = scores.read(folder)
-    if scores.made(place).get("frames", 0) > _frames(folder):
-        return False
-    place.mkdir(parents=True, exist_ok=True)
-    scores.write_csv(curve, place / "scores.csv")
-    (place / "config.json").write_text((folder / "config.json").read_text())
-    times = scores.hours(folder)
-    with (place / "times.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["frames", "hours"])
-        writer.writerows((frames, f"{hours:.4f}") for frames, hours in scores.thinned(times, TIMES))
-    scores.write_metrics(folder, place / "metrics.csv", POINTS)
-    (place / "run.json").write_text(
-        json.dumps(
-            {
-                "command": "dreamer " + " ".join(entry.command(Path("runs") / entry.name)),
-                "commits": commits,
-                "machine": _machine(),
-                "torch": _torch(),
-                "minutes": round(minutes, 2),
-                "frames": _frames(folder),
-                "finished": is_finished(folder, entry),
-                "evaluation": evaluation,
-            },
-            indent=2,
-        )
-        + "\n"
-    )
-    return True
-
-
-def _commit() -> str:
-    """Of the code that runs, where that is known."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _machine() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):
-        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        model = names[0]
-    cores = usable_cores()
-    return f"{cores} core{'s' * (cores != 1)} of {model}"
-
-
-def _torch() -> str:
-    import torch
-
-    return torch.__version__
+    return text if there is None else f"{text}, {published.standing_in_short(entry.config, bands[-1], there)}"

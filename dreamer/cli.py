@@ -438,13 +438,19 @@ def compare(runs: tuple[Path, ...], frames: int | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("file", metavar="LIST", type=click.Path(path_type=Path))
-@click.option("--runs", type=click.Path(path_type=Path), default="runs/batch", show_default=True, help="Their folders.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs/batch",
+    show_default=True,
+    help="Where the runs' folders are.",
+)
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
     default="runs/results/curves",
     show_default=True,
-    help="What they have shown: curves, times, and an index.",
+    help="Where curves, times and an index of them are kept.",
 )
 @click.option("--at-once", type=click.IntRange(min=1), default=1, show_default=True, help="Runs side by side.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="After which all are stopped and saved.")
@@ -453,16 +459,21 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     """Work through a LIST of runs.
 
     LIST is a CSV with the columns task and seed and, where wanted, size, ratio, frames and settings. Runs that are
-    finished are left alone, interrupted ones go on. The exit code is 1 if one ended by an error.
+    finished are left alone, interrupted ones go on. With --minutes, a run that would end within so many but not in what
+    is left of them is not begun. The exit code is 1 if one ended by an error.
     """
     import signal
 
-    from .batch import Batch, read
+    from .batch import Batch
     from .logger import Terminal
+    from .worklist import read
 
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has it ignore the first
         signal.signal(name, signal.default_int_handler)
-    work = Batch(read(file), runs, results, at_once, minutes, device, Terminal().say)
+    entries = read(file)
+    for task in dict.fromkeys(entry.task for entry in entries):
+        own_envs().check_name(task)
+    work = Batch(entries, runs, results, at_once, minutes, device, Terminal().say)
     if work.work():
         raise SystemExit(1)
 
@@ -513,17 +524,17 @@ def list_envs(pattern: str | None) -> None:
 
     PATTERN is a part of a name, or has wildcards, best in quotes: walker, 'atari/*', 'gym/Cart*'.
     """
-    from . import listing
+    from . import tasks
     from .config import CPU_SIZE
 
     package = own_envs()
-    found = listing.read(package.suites(), package.TaskError, pattern)
+    found = tasks.read(package.suites(), package.TaskError, pattern)
     if pattern is None:
-        click.echo(listing.overview(found, CPU_SIZE))
+        click.echo(tasks.overview(found, CPU_SIZE))
         return
     for reason in dict.fromkeys(listed.missing for listed in found if listed.missing):
         click.echo(f"Not searched: {reason}", err=True)
-    click.echo("\n".join(listing.matching(found, pattern)))
+    click.echo("\n".join(tasks.matching(found, pattern)))
 
 
 @main.command()

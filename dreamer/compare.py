@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .errors import UserMistake
-from .published import Band, human_normalized, other_protocol, short, verdict, window
+from .published import Band, human_normalized, number, other_protocol, short, verdict, window
 from .published import curve as published
-from .scores import Curve
+from .scores import Curve, grouped
 
 RESAMPLES = 2000
 TRIMMED = 0.25  # of the scores at either end, for the interquartile mean
@@ -64,24 +64,16 @@ def results(curves: Sequence[Curve], frames: int | None = None) -> list[Result]:
     Raises:
         UserMistake: a run has no score there, or is given twice.
     """
-    groups: dict[tuple[str, str], list[Curve]] = {}
     ends: dict[str, int] = {}
     for curve in curves:
-        task = curve.config.task
-        groups.setdefault((task, curve.method), []).append(curve)
-        ends[task] = min(curve.end, ends.get(task, curve.end))
-    return [_result(task, method, runs, frames or ends[task]) for (task, method), runs in sorted(groups.items())]
+        ends[curve.config.task] = min(curve.end, ends.get(curve.config.task, curve.end))
+    return [result(runs, frames or ends[task]) for (task, _), runs in grouped(curves).items()]
 
 
-def _result(task: str, method: str, runs: list[Curve], frames: int) -> Result:
-    seeds: dict[int, Curve] = {}
+def result(runs: Sequence[Curve], frames: int) -> Result:
+    """Of runs that differ in their seed alone, at so many frames; errors as of `results`."""
+    task = runs[0].config.task
     for run in runs:
-        if run.config.seed in seeds:
-            other = seeds[run.config.seed].folder
-            raise UserMistake(
-                f"{run.folder} is seed {run.config.seed} of {task} with {method}, as {other} is; give one"
-            )
-        seeds[run.config.seed] = run
         if run.end < window(task) * frames:
             raise UserMistake(f"{run.folder} has no score at {frames:,} frames; it ends at {run.end:,}")
     reached = min(frames, *(run.end for run in runs))
@@ -91,7 +83,7 @@ def _result(task: str, method: str, runs: list[Curve], frames: int) -> Result:
     differing = other_protocol(runs[0].config) if band else []
     return Result(
         task=task,
-        method=method,
+        method=runs[0].method,
         frames=frames,
         scores=_scores(runs, frames),
         published=band,
@@ -163,17 +155,18 @@ def comparable(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 
 def table(found: Sequence[Result]) -> str:
     """For people."""
-    rows = [("task", "method", "seeds", "frames", "score", "range", "normalised", "published", "here", "")]
-    for result in found:
-        normalized = f"{np.mean(result.normalized):.3f}" if result.normalized else ""
-        spread = f"{min(result.scores):.4g} to {max(result.scores):.4g}" if len(result.scores) > 1 else ""
-        band, there, here = result.published, "", ""
+    rows = [("task", "method", "seeds", "frames", "score", "range", "normalised", "published", "ours there", "")]
+    for each in found:
+        normalized = f"{np.mean(each.normalized):.3f}" if each.normalized else ""
+        spread = f"{number(min(each.scores))} to {number(max(each.scores))}" if len(each.scores) > 1 else ""
+        band, there, ours = each.published, "", ""
         if band is not None:
-            there, here = f"{band.mean:.4g} +- {band.std:.3g} at {short(band.frames)}", f"{np.mean(result.there):.4g}"
+            there = f"{number(band.mean)} +- {number(band.std, 3)} at {short(band.frames)}"
+            ours = number(float(np.mean(each.there)))
         rows.append(
             (
-                result.task, result.method, str(len(result.scores)), f"{result.frames:,}", f"{result.mean:.4g}",
-                spread, normalized, there, here, result.verdict or "; ".join(result.protocol),
+                each.task, each.method, str(len(each.scores)), f"{each.frames:,}", number(each.mean),
+                spread, normalized, there, ours, each.verdict or "; ".join(each.protocol),
             )
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -183,6 +176,6 @@ def table(found: Sequence[Result]) -> str:
         for value in aggregates(mine):
             interval = f" (95% interval {value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
             lines.append(f"  {value.name:<18} {value.value:.3f}{interval}")
-    if any(result.published for result in found):
+    if any(each.published for each in found):
         lines.append("\npublished: Hafner et al. 2025, training episodes, mean and standard deviation over seeds")
     return "\n".join(lines)

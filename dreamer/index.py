@@ -1,131 +1,175 @@
-"""The index of a folder of results: ours beside the published scores, tasks together, and the time to each score."""
+"""The index of a folder of results: ours beside the published scores, the runs, tasks together, the time to a score."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from . import compare, published, scores
+from .checkpoint import write_atomically
+from .config import PROTOCOLS
+from .published import number
 from .scores import Curve
 
-HALFWAY = 0.5  # of the frames of the longest run of the same kind
+# The frames at which the tasks of a suite are put together: early, and all.
+BUDGETS = [(suite, frames) for suite, known in PROTOCOLS.items() for frames in (100_000, known["frames"])]
+MARKS = ("<!-- scores -->", "<!-- end of scores -->")  # of the table in the README beside the folder
 
 
 def write_index(results: Path) -> None:
-    """`index.md` of the runs that `dreamer batch` has kept there."""
-    curves, waiting = _read(results)
-    found = compare.results(curves)
-    lines = [*_results(found, curves), *_waiting(waiting), *_aggregates(found), *_times(curves)]
-    (results / "index.md").write_text("\n".join(lines) + "\n")
+    """`index.md` of the runs that `dreamer batch` has kept there.
+
+    Its first table is also put between the `MARKS` of the README beside the folder, if that has them.
+    """
+    curves = _read(results)
+    table = _scores(curves)
+    sections = {
+        "Scores": table,
+        "Runs": _runs(curves),
+        "Over tasks": _aggregates(curves),
+        "Time to score": _times(curves),
+    }
+    text = "\n".join(f"## {name}\n\n{lines}" for name, lines in sections.items() if lines)
+    write_atomically(results / "index.md", lambda path: path.write_text(text))
+    _put_into(results.parent / "README.md", table)
+
+
+def _put_into(readme: Path, table: str) -> None:
+    text = readme.read_text() if readme.is_file() else ""
+    begin, end = MARKS
+    if begin in text and end in text:
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = f"{before}{begin}\n\n{table}\n{end}{after}"
+        write_atomically(readme, lambda path: path.write_text(text))
 
 
 def draw(results: Path) -> None:
     """`curves.png` of the same runs, a panel for each task."""
     from . import plot
 
-    curves, _ = _read(results)
+    curves = _read(results)
     if curves:
         plot.draw(curves, results / "curves.png")
 
 
-def _read(results: Path) -> tuple[list[Curve], list[Curve]]:
-    """The runs that are compared, and those that have begun."""
+def _read(results: Path) -> list[Curve]:
     curves = [scores.read(path.parent) for path in sorted(results.glob("*/scores.csv"))]
-    curves = [curve for curve in curves if len(curve.frames)]
-    longest: dict[tuple[str, str], int] = {}
+    return [curve for curve in curves if len(curve.frames)]
+
+
+def _scores(curves: Sequence[Curve]) -> str:
+    """Each task at the last published point that its seeds have passed; several lines if they have come to several."""
+    rows = []
+    for runs in scores.grouped(curves).values():
+        for frames in sorted({_passed(run) or min(run.end for run in runs) for run in runs}):
+            there = [run for run in runs if (_passed(run) or run.end) >= frames]
+            rows.append(_row(compare.result(there, frames)))
+    theirs = ("published", "published range", "published seeds")
+    return _table(("task", "size, ratio", "frames", "seeds", "ours", "range", *theirs, "apart", "verdict"), rows)
+
+
+def _passed(run: Curve) -> int:
+    """Frames of the last published score that is not beyond a run; 0 if none."""
+    bands = published.curve(run.config.task)
+    return max((band.frames for band in bands if run.frames[0] <= band.frames <= run.end), default=0)
+
+
+def _row(result: compare.Result) -> tuple[str, ...]:
+    spread = _range(min(result.scores), max(result.scores)) if len(result.scores) > 1 else ""
+    ours = (
+        f"`{result.task}`", result.method, f"{result.frames:,}", str(len(result.scores)), number(result.mean), spread
+    )  # fmt: skip
+    band = result.published
+    if band is None:
+        return *ours, "", "", "", "", ""
+    verdict = result.verdict or f"not judged: {'; '.join(result.protocol)}"
+    theirs = f"{number(band.mean)} +- {number(band.std, 3)}", _range(band.low, band.high), str(band.seeds)
+    return *ours, *theirs, _apart(result.mean - band.mean, band), verdict
+
+
+def _apart(distance: float, band: published.Band) -> str:
+    """A distance from the published mean, in points, and as a multiple of its deviation or a share of the mean."""
+    relative = [f"{abs(distance) / band.std:.2g} sd"] if band.std else []
+    relative += [f"{abs(distance / band.mean):.0%}"] if band.mean else []
+    sign = "+" if distance > 0 else ""
+    return f"{sign}{number(distance, 3)}" + (f" ({', '.join(relative)})" if relative else "")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{number(low)} to {number(high)}"
+
+
+def _runs(curves: Sequence[Curve]) -> str:
+    rows = []
     for curve in curves:
-        key = curve.config.task, curve.method
-        longest[key] = max(curve.last, longest.get(key, 0))
-    # Seeds are compared where the shortest ends; one that has just begun waits until it is half as far as the others.
-    is_far = [each.last >= HALFWAY * longest[each.config.task, each.method] for each in curves]
-    far, begun = ([each for each, far in zip(curves, is_far) if far is wanted] for wanted in (True, False))
-    return far, begun
-
-
-def _results(found: Sequence[compare.Result], curves: Sequence[Curve]) -> list[str]:
-    lines = [
-        "| task | size, ratio | seeds | frames | ours | range | published (range, seeds) | ours there | verdict "
-        "| machine | hours | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for each in found:
-        mine = [curve.folder for curve in curves if (curve.config.task, curve.method) == (each.task, each.method)]
-        made: list[dict[str, Any]] = [scores.made(path) for path in mine]
-        spread = f"{min(each.scores):.4g} to {max(each.scores):.4g}" if len(each.scores) > 1 else ""
-        band, there, here = each.published, "", ""
-        if band is not None:
-            there = f"{band.mean:.4g} +- {band.std:.3g} at {band.frames:,} "
-            there += f"({band.low:.4g} to {band.high:.4g}, {band.seeds})"
-            here = f"{np.mean(each.there):.4g}"
-        machines = "; ".join(sorted({run["machine"] for run in made}))
-        hours = " + ".join(f"{run['minutes'] / 60:.2g}" for run in made)
-        commits = ", ".join(dict.fromkeys(commit for run in made for commit in run["commits"]))
-        lines.append(
-            f"| `{each.task}` | {each.method} | {len(each.scores)} | {each.frames:,} | {each.mean:.4g} | {spread} | "
-            f"{there} | {here} | {each.verdict or '; '.join(each.protocol)} | {machines} | {hours} | {commits} |"
+        run = scores.run_record(curve.folder)
+        score = curve.at(curve.last, published.window(curve.config.task))
+        evaluation = run.get("evaluation") or {}
+        again = f"{number(evaluation['mean'])} ({_range(*evaluation['interval_95'])})" if evaluation else ""
+        rows.append(
+            (
+                f"`{curve.config.task}`",
+                curve.method,
+                str(curve.config.seed),
+                f"{curve.end:,} of {curve.config.frames:,}",
+                "" if score is None else number(score),
+                again,
+                _where(run),
+                f"{run['minutes'] / 60:.1f}" if "minutes" in run else "",
+                ", ".join(run.get("commits", [])),
+            )
         )
-    return lines
+    head = ("task", "size, ratio", "seed", "frames", "score", "new episodes (95 %)", "machine", "hours", "commits")
+    return _table(head, rows)
 
 
-def _waiting(curves: Sequence[Curve]) -> list[str]:
-    """The seeds that are not in the table yet."""
-    return ["", *(f"Begun: `{c.config.task}`, {c.method}, seed {c.config.seed}, {c.end:,} frames." for c in curves)]
+def _where(run: dict[str, object]) -> str:
+    """The machine of a run, and with how many others it shared that."""
+    beside = run.get("at_once", 1)
+    return f"{run.get('machine', '')}" + (f", {beside} runs at once" if beside != 1 else "")
 
 
-def _aggregates(found: Sequence[compare.Result]) -> list[str]:
+def _aggregates(curves: Sequence[Curve]) -> str:
+    """Over the tasks of a suite at the same frames, and the published scores of the same tasks there."""
     rows = []
-    for (method, scale), mine in compare.comparable(found).items():
-        for value in compare.aggregates(mine):
-            interval = f"{value.interval[0]:.3f} to {value.interval[1]:.3f}" if value.interval else "one seed"
-            rows.append(f"| {method} | {scale} | {len(mine)} | {value.name} | {value.value:.3f} | {interval} |")
-    head = [
-        "",
-        "## Over tasks",
-        "",
-        "| size, ratio | scale | tasks | | value | 95 % interval |",
-        "|---|---|---|---|---|---|",
-    ]
-    return [*head, *rows] if rows else []
+    for suite, frames in BUDGETS:
+        runs = [run for run in curves if run.config.task.startswith(f"{suite}/") and _passed(run) >= frames]
+        found = [compare.result(group, frames) for group in scores.grouped(runs).values()]
+        found = [each for each in found if each.published and each.published.frames == frames]
+        for (method, scale), mine in compare.comparable(found).items():
+            theirs = [replace(each, scores=(each.published.mean,)) for each in mine if each.published]
+            for value, there in zip(compare.aggregates(mine), compare.aggregates(theirs)):
+                interval = "{:.3f} to {:.3f}".format(*value.interval) if value.interval else "one seed"
+                numbers = f"{len(mine)}", f"{sum(len(each.scores) for each in mine)}"
+                ours = f"{value.value:.3f}", interval, f"{there.value:.3f}"
+                rows.append((method, scale, f"{frames:,}", *numbers, value.name, *ours))
+    head = ("size, ratio", "scale", "frames", "tasks", "runs", "", "ours", "95 % interval", "published, same tasks")
+    return _table(head, rows) if rows else ""
 
 
-def _times(curves: Sequence[Curve]) -> list[str]:
+def _times(curves: Sequence[Curve]) -> str:
     rows = []
     for curve in curves:
-        taken = _hours(curve.folder / "times.csv")
-        for band in published.curve(curve.config.task):
-            frames = reached(curve, band.mean)
-            # What the first episodes score has not been learned.
-            if frames in (None, curve.frames[0]) or not len(taken):
+        task, taken = curve.config.task, np.array(scores.hours(curve.folder)).T
+        if not len(taken):
+            continue
+        for band in published.curve(task):
+            frames = curve.reached(band.mean, published.window(task))
+            if frames == curve.frames[0]:  # what the first episodes score has not been learned
                 continue
-            run, there = f"{curve.method}, seed {curve.config.seed}", f"{band.mean:.4g} at {band.frames:,}"
-            minutes = 60 * np.interp(frames, *taken)
-            rows.append(f"| `{curve.config.task}` | {run} | {there} | {frames:,} | {minutes:.3g} |")
-    head = [
-        "",
-        "## Time to score",
-        "",
-        "| task | run | published | frames of ours | minutes |",
-        "|---|---|---|---|---|",
-    ]
-    return [*head, *rows] if rows else []
+            if frames is None and band.frames > curve.end:
+                break
+            minutes = f"{60 * np.interp(frames, *taken):.0f}" if frames else f"not in {60 * taken[1][-1]:.0f}"
+            mine = f"{frames:,}" if frames else f"not by {curve.end:,}"
+            run = f"{curve.method}, seed {curve.config.seed}"
+            machine = _where(scores.run_record(curve.folder))
+            rows.append((f"`{task}`", run, f"{number(band.mean)} at {band.frames:,}", mine, minutes, machine))
+    head = ("task", "run", "published", "frames of ours", "minutes", "machine")
+    return _table(head, rows) if rows else ""
 
 
-def reached(curve: Curve, score: float) -> int | None:
-    """The frames at which a run first has a score, over the same window as the published ones; None if never."""
-    window = published.window(curve.config.task)
-    for frames in np.unique(curve.frames).tolist():
-        mine = curve.at(frames, window)
-        if mine is not None and mine >= score:
-            return int(frames)
-    return None
-
-
-def _hours(path: Path) -> np.ndarray:
-    """Frames and hours, (2, n)."""
-    if not path.is_file():
-        return np.zeros(0)
-    with path.open() as lines:
-        pairs = [(float(row["frames"]), float(row["hours"])) for row in csv.DictReader(lines)]
-    return np.array(pairs).reshape(-1, 2).T
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))

@@ -26,7 +26,7 @@ from .checkpoint import write_atomically
 from .config import Config
 from .errors import UserMistake
 from .health import Health
-from .published import Band, curve, passes_zero, short, standing, tolerance, window
+from .published import Band, compact, curve, passes_zero, short, standing, standing_in_short, tolerance, window
 from .replay import Batch
 from .scores import Curve, episodes
 from .train import Counters, Rows
@@ -373,6 +373,7 @@ class Logger:
             parts.append(f"{duration((goal - frames) / counters.repeat / rows_rate)} left")
         if self._recent:
             parts.append(f"score {self._recent[-1]:.5g}")
+            parts += [self._standing] * bool(self._standing)
             parts.append(f"mean of {len(self._recent)}: {np.mean(self._recent):.5g}")
         if rows_rate:
             parts.append(f"{updates_rate:.2g} updates/s")
@@ -381,7 +382,7 @@ class Logger:
         parts.append(f"{counters.updates:,} update{'s' * (counters.updates != 1)}")
         if self._skipped:
             parts.insert(1, f"{self._skipped} updates skipped (not finite)")
-        return parts + [self._standing] * bool(self._standing)
+        return parts
 
     def _compare(self, band: Band) -> None:
         """The score so far beside the published one."""
@@ -394,7 +395,7 @@ class Logger:
         if score is None:
             return
         sentence = standing(self._config, band, score)
-        self._standing = sentence
+        self._standing = standing_in_short(self._config, band, score)
         self._terminal.say(sentence[0].upper() + sentence[1:])
         allowed = tolerance(band)
         scalars = {"here": score, "mean": band.mean, "low": band.mean - allowed, "high": band.mean + allowed}
@@ -460,14 +461,6 @@ class Pace:
         if seconds < 2:
             return 0.0, 0.0
         return (counters.rows - rows) / seconds, (counters.updates - updates) / seconds
-
-
-def compact(frames: int) -> str:
-    """1234567 -> 1.23M; so that it moves, in four digits."""
-    for size, letter in ((1_000_000, "M"), (1_000, "k")):
-        if frames >= 10 * size:
-            return f"{frames / size:.4g}{letter}"
-    return f"{frames:,}"
 
 
 def duration(seconds: float) -> str:

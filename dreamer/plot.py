@@ -1,5 +1,6 @@
 """Learning curves as a paper prints them: runs, the published band, and the model-free baseline behind it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from .errors import UserMistake
+from .published import Band, size, window
 from .published import curve as published
-from .published import size, window
-from .scores import Curve
+from .scores import Curve, grouped, thinned
 from .video import check_place
 
 FORMATS = (".png", ".svg", ".pdf")
-POINTS = 60  # of a line, evenly along the frames
+POINTS = 300  # of a line, at most
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe and Ito)
 PUBLISHED, BASELINE = "#555555", "#AAAAAA"
-COLUMNS = 3
+COLUMNS = 4  # at most
 SIZE = (4.2, 3.0)  # inches of a panel
 LEGEND = 0.9  # inches below them
 
@@ -26,16 +27,18 @@ LEGEND = 0.9  # inches below them
 class Line:
     """Runs that differ in their seed alone: mean, lowest and highest score at some frames, (n,) each.
 
-    A score at some frames is what the published one is: the mean of the last episodes up to there.
+    A score at some frames is what the published one is: the mean of the last episodes up to there. The line ends where
+    the first run does, since a mean beyond would be of other seeds; `further` has how each of the others goes on,
+    frames and scores, (m,) each.
     """
 
     method: str
-    label: str
-    seeds: int
+    seeds: str  # in words
     frames: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    further: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 def check_path(path: Path) -> None:
@@ -46,20 +49,39 @@ def check_path(path: Path) -> None:
 
 
 def lines(curves: Sequence[Curve]) -> list[Line]:
-    """The lines of one task: one for each method, over its seeds."""
-    methods: dict[str, list[Curve]] = {}
-    for curve in curves:
-        methods.setdefault(curve.method, []).append(curve)
+    """The lines of one task: one for each method, over its seeds. Errors as of `scores.grouped`."""
     result = []
-    for method, runs in methods.items():
-        # From where all seeds have a score to where the first ends: elsewhere a mean would be of other seeds.
+    for (_, method), runs in grouped(curves).items():
         begin, end = max(run.frames[0] for run in runs), min(run.last for run in runs)
-        frames = np.linspace(begin, end, POINTS) if begin < end else np.empty(0)
-        scores = np.array([[run.at(each, window(run.config.task)) for each in frames] for run in runs], float)
-        seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].config.seed}"
-        label = f"{method}, {seeds}"
-        result.append(Line(method, label, len(runs), frames, scores.mean(0), scores.min(0), scores.max(0)))
+        ends = np.unique(np.concatenate([run.frames for run in runs]))
+        frames = _some(ends[(begin <= ends) & (ends <= end)])
+        scores = np.array([_scores(run, frames) for run in runs])
+        further = []
+        for run in runs:
+            later = np.unique(run.frames[run.frames > end]) if begin <= end else run.frames
+            if len(later):
+                later = np.unique([end, *_some(later)]) if begin <= end else _some(later)
+                further.append((later, _scores(run, later)))
+        result.append(
+            Line(
+                method=method,
+                seeds=f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].config.seed}",
+                frames=frames,
+                mean=scores.mean(0),
+                low=scores.min(0),
+                high=scores.max(0),
+                further=tuple(further),
+            )
+        )
     return result
+
+
+def _some(frames: np.ndarray) -> np.ndarray:
+    return np.array(thinned(frames.tolist(), POINTS))
+
+
+def _scores(run: Curve, frames: np.ndarray) -> np.ndarray:
+    return np.array([run.at(each, window(run.config.task)) for each in frames], float)
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
@@ -76,7 +98,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         tasks.setdefault(curve.config.task, []).append(curve)
     methods = list(dict.fromkeys(curve.method for curve in curves))
     colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(methods)}
-    columns = min(COLUMNS, len(tasks))
+    columns = min(COLUMNS, len(tasks) if len(tasks) <= 3 else math.ceil(math.sqrt(len(tasks))))
     rows = -(-len(tasks) // columns)
     style: dict[Any, Any] = {
         "font.size": 9,
@@ -102,7 +124,8 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             ncols=1 if columns == 1 else 2,
             frameon=False,
             fontsize=7.5,
-            title="means of the last episodes; dots: episodes;\nshaded: from the lowest to the highest seed",
+            title="lines: mean of the episodes in the last 10 or 15 % of the frames, as published\n"
+            "dots: single episodes; shaded: from the lowest to the highest seed",
             title_fontsize=7.5,
         )
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
@@ -111,31 +134,42 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
 
 
 def _draw_panel(panel: Any, task: str, curves: list[Curve], colors: dict[str, str]) -> None:
-    end = max(curve.last for curve in curves)
-    for method, agent, color in (("ppo_fixhp", "PPO", BASELINE), ("dreamerv3", "DreamerV3", PUBLISHED)):
-        bands = published(task, method)
-        if not bands:
-            continue
-        seeds = bands[-1].seeds
-        name = f"{agent}{f' {size(task)}' if agent == 'DreamerV3' else ''}, published, {seeds} seed{'s' * (seeds > 1)}"
-        # Up to where our runs end, and the next point, so that the line leads out of the picture.
-        bands = [band for i, band in enumerate(bands) if i == 0 or bands[i - 1].frames < end]
-        frames = [band.frames for band in bands]
-        panel.fill_between(frames, [b.low for b in bands], [b.high for b in bands], color=color, alpha=0.15, lw=0)
-        panel.plot(frames, [b.mean for b in bands], color=color, lw=1.2, ls="--", marker=".", ms=4, label=name)
-        end = max(end, frames[0])
+    ours = lines(curves)
+    baseline, agent = published(task, "ppo_fixhp"), published(task)
+    right = 1.02 * max([curve.last for curve in curves] + [band.frames for band in (baseline + agent)[:1]])
+    if baseline:
+        _draw_bands(panel, baseline, right, "PPO, published", BASELINE)
+    if agent:
+        _draw_bands(panel, agent, right, f"DreamerV3 {size(task)}, published", PUBLISHED)
     for curve in curves:
-        panel.plot(curve.frames, curve.scores, ".", color=colors[curve.method], alpha=0.35, ms=3, mec="none")
-    for line in lines(curves):
+        panel.plot(curve.frames, curve.scores, ".", color=colors[curve.method], alpha=0.5, ms=4, mec="none")
+    for line in ours:
         color = colors[line.method]
-        if line.seeds > 1:
-            panel.fill_between(line.frames, line.low, line.high, color=color, alpha=0.25, lw=0)
-        panel.plot(line.frames, line.mean, color=color, lw=1.8, label=line.label)
-    panel.set_title(task, fontsize=10)
-    panel.set_xlim(0, end * 1.02)
+        panel.fill_between(line.frames, line.low, line.high, color=color, alpha=0.25, lw=0)
+        panel.plot(line.frames, line.mean, color=color, lw=1.8, label=line.method)
+        for frames, scores in line.further:
+            panel.plot(frames, scores, color=color, lw=0.9)
+    panel.set_title(f"{task}, {' and '.join(dict.fromkeys(line.seeds for line in ours))}", fontsize=10)
+    panel.set_xlim(0, right)
     panel.xaxis.set_major_locator(_ticks(5))
     panel.xaxis.set_major_formatter(lambda value, _: _frames(value))
     panel.grid(alpha=0.2, lw=0.6)
+
+
+def _draw_bands(panel: Any, bands: Sequence[Band], right: float, name: str, color: str) -> None:
+    """Mean and range, up to the picture's right edge."""
+    seeds = bands[-1].seeds
+    points = np.array([(band.frames, band.mean, band.low, band.high) for band in bands]).T
+    frames = points[0][points[0] <= right]
+    edge = [right] if right < points[0][-1] else []
+    place = np.concatenate([frames, edge])
+    mean, low, high = (np.interp(place, points[0], values) for values in points[1:])
+    name = f"{name}, {seeds} seed{'s' * (seeds > 1)}"
+    panel.fill_between(place, low, high, color=color, alpha=0.15, lw=0)
+    panel.plot(place, mean, color=color, lw=1.2, ls="--", label=name)
+    shown = len(frames)
+    errors = [(mean - low)[:shown], (high - mean)[:shown]]
+    panel.errorbar(frames, mean[:shown], errors if shown == 1 else None, fmt=".", ms=4, color=color, lw=1.2)
 
 
 def _ticks(count: int) -> Any:

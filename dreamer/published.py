@@ -94,9 +94,16 @@ def size(task: str) -> str:
 def standing(config: Config, band: Band, score: float, seeds: int = 1) -> str:
     """A score beside the published one; judged only where the protocol is the same."""
     seen = f"{band.seeds} seed{'s' * (band.seeds != 1)}"
-    text = f"at {short(band.frames)} frames: {score:.4g}; published {band.mean:.4g} +- {band.std:.3g} ({seen}"
+    there = f"{number(band.mean)} +- {number(band.std, 3)}"
+    text = f"at {short(band.frames)} frames: {number(score)}; published {there} ({seen}"
     differing = other_protocol(config)
     return f"{text}; {'; '.join(differing)})" if differing else f"{text}): {verdict(score, band, seeds)}"
+
+
+def standing_in_short(config: Config, band: Band, score: float) -> str:
+    """As `standing` of one seed, for a line that has little room."""
+    judged = "not judged" if other_protocol(config) else verdict(score, band, 1)
+    return f"published {number(band.mean)} at {compact(band.frames)}: {number(score)} ({judged})"
 
 
 def _plain(value: object) -> str:
@@ -131,10 +138,15 @@ def expectation(task: str) -> str | None:
     if not bands:
         return None
     chosen = [bands[0], bands[len(bands) // 3], bands[-1]]
-    points = ", ".join(f"{band.mean:.4g} at {short(band.frames)} frames" for band in dict.fromkeys(chosen))
+    points = ", ".join(f"{number(band.mean)} at {short(band.frames)} frames" for band in dict.fromkeys(chosen))
     sentence = f"Published scores ({bands[-1].seeds} seeds): {points}"
     zero = passes_zero(task)
     return f"{sentence}; 0 is passed at about {short(zero)}" if zero else sentence
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A score in so many digits, or all before its point: 75182.3 -> 75,182."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def short(frames: int) -> str:
@@ -143,3 +155,11 @@ def short(frames: int) -> str:
         if frames >= 0.9995 * unit:
             return f"{frames / unit:.2g} {word}" if frames < 99.5 * unit else f"{frames / unit:.0f} {word}"
     return str(frames)
+
+
+def compact(frames: int) -> str:
+    """1234567 -> 1.23M; so that it moves, in four digits."""
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if frames >= 10 * size:
+            return f"{frames / size:.4g}{letter}"
+    return f"{frames:,}"

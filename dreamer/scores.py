@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from .checkpoint import CheckpointError, RunFolder
 from .config import Config, unusual
+from .errors import UserMistake
 
 FILES = ("metrics.jsonl", "scores.csv")  # a run's own, and the short form that is kept of one
 
@@ -50,6 +52,14 @@ class Curve:
         inside = ended & (self.frames > min(window * frames, self.frames[ended].max() - 1))
         return float(self.scores[inside].mean())
 
+    def reached(self, score: float, window: float) -> int | None:
+        """Frames at which the run first has a score, as `at` has it; None if never."""
+        for frames in np.unique(self.frames).tolist():
+            mine = self.at(frames, window)
+            if mine is not None and mine >= score:
+                return int(frames)
+        return None
+
     @property
     def method(self) -> str:
         """What two seeds of one experiment share: size, ratio, and what else was not as the protocol has it."""
@@ -65,6 +75,23 @@ def read(path: Path) -> Curve:
         CheckpointError: it is neither.
     """
     return Curve(path, RunFolder(path).config(), *episodes(path), _seen(path))
+
+
+def grouped(curves: Iterable[Curve]) -> dict[tuple[str, str], list[Curve]]:
+    """The curves by task and method, in order of both; those of a group differ in their seed alone.
+
+    Raises:
+        UserMistake: two have the same seed, too.
+    """
+    groups: dict[tuple[str, str], dict[int, Curve]] = {}
+    for curve in curves:
+        task, seed = curve.config.task, curve.config.seed
+        seeds = groups.setdefault((task, curve.method), {})
+        if seed in seeds:
+            other = seeds[seed].folder
+            raise UserMistake(f"{curve.folder} is seed {seed} of {task} with {curve.method}, as {other} is; give one")
+        seeds[seed] = curve
+    return {key: list(groups[key].values()) for key in sorted(groups)}
 
 
 def episodes(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -87,11 +114,11 @@ def _seen(path: Path) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if (path / FILES[0]).is_file():
             return int(max(line["frames"] for line in _lines(path / FILES[0])))
-        return int(made(path)["frames"])
+        return int(run_record(path)["frames"])
     return 0
 
 
-def made(path: Path) -> dict[str, Any]:
+def run_record(path: Path) -> dict[str, Any]:
     """What is kept of how a run was made, its `run.json`; empty where there is none."""
     try:
         found = json.loads((path / "run.json").read_text())
@@ -101,21 +128,35 @@ def made(path: Path) -> dict[str, Any]:
 
 
 def thinned(values: list[Any], points: int) -> list[Any]:
-    """Every so manieth of them, the last among them: some `points`."""
+    """Some `points` of them, evenly, the last among them."""
     step = max(1, -(-len(values) // points))
     return [*values[:-1:step], *values[-1:]]
 
 
 def hours(path: Path) -> list[tuple[int, float]]:
-    """Frames, and hours of training up to there, interruptions left out, of a run's own folder."""
+    """Frames, and hours of training up to there, interruptions left out; errors as of `read`.
+
+    From a run's own folder, or the `times.csv` that is kept of one; empty where there is neither.
+    """
+    if (path / "times.csv").is_file():
+        with (path / "times.csv").open() as lines:
+            return [(int(row["frames"]), float(row["hours"])) for row in csv.DictReader(lines)]
+    if not (path / FILES[0]).is_file():
+        return []
     repeat, found, before, total = RunFolder(path).config().repeat or 1, [], 0, 0.0
-    for values in _lines(path / "metrics.jsonl"):
+    for values in _lines(path / FILES[0]):
         rate = values.get("speed/agent_steps_per_second")
         if rate:
             total += (values["frames"] - before) / repeat / rate / 3600
             before = values["frames"]
             found.append((before, total))
     return found
+
+
+def minutes_per_frame(path: Path) -> float | None:
+    """That a run has taken, as far as `hours` knows."""
+    found = hours(path)
+    return 60 * found[-1][1] / found[-1][0] if found and found[-1][0] else None
 
 
 def write_metrics(path: Path, out: Path, points: int) -> None:

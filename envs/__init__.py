@@ -6,7 +6,7 @@ Nothing here knows of the agent. The engines of a suite are imported when one of
 from .adapt import Adapt
 from .check import check
 from .errors import EnvironmentFailed, TaskError
-from .registry import Suite, make, steps_in_processes, suites, wants_processes
+from .registry import Suite, check_name, make, steps_in_processes, suites, wants_processes
 from .saving import can_save_state
 from .vector import Rows, Vector
 from .workers import Worker, WorkerDied
@@ -26,6 +26,7 @@ __all__ = [
     "WorkerDied",
     "can_save_state",
     "check",
+    "check_name",
     "make",
     "steps_in_processes",
     "suites",

@@ -109,6 +109,14 @@ def make(task: str, /, *, repeat: int | None = None, seed: int | None = None, **
     return suite.make(name, seed=seed, **options)
 
 
+def check_name(task: str) -> None:
+    """Raise TaskError if a task's name alone tells that there is none; of open suites only `make` knows."""
+    suite, name = _find(task)
+    known = _names(suite)
+    if known and name not in known and not suite.takes_any_option:
+        raise TaskError(f"There is no task '{task}'.{did_you_mean(name, known)}")
+
+
 def wants_processes(task: str) -> bool:
     """Whether a long run should step the environments of a task in processes of their own.
 

@@ -2,15 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import tiny
 from click.testing import CliRunner
 
-from dreamer import batch, scores
-from dreamer.batch import Entry, read
+from dreamer import batch, record, scores
+from dreamer.batch import Batch
 from dreamer.cli import main
+from dreamer.config import to_json
 from dreamer.errors import UserMistake
+from dreamer.worklist import Entry, read
 
 SETTINGS = " ".join(setting for setting in tiny.WIDTHS if not setting.startswith("ratio"))
 
@@ -33,20 +39,23 @@ def test_a_list_is_worked_through(tmp_path):
     entries = read(tmp_path / "list.csv")
     for seed, entry in enumerate(entries):
         place = tmp_path / "results" / entry.name
-        assert batch.is_finished(tmp_path / "runs" / entry.name, entry)
+        assert record.frames(tmp_path / "runs" / entry.name) == entry.config.frames
         curve = scores.read(place)
         assert curve.config.seed == seed and 0 < curve.last <= 60 + 20 * seed
         made = json.loads((place / "run.json").read_text())
         assert made["finished"] and made["frames"] == 60 + 20 * seed and made["minutes"] > 0
         assert made["command"].startswith(f"dreamer train --env gym/CartPole-v1 --seed {seed} --size 1m --frames")
+        assert made["command"].endswith(f"--run {tmp_path / 'runs' / entry.name} --device auto")
         assert made["evaluation"]["mean"] > 0 and len(made["evaluation"]["scores"]) == batch.EPISODES
+        assert f"evaluate {tmp_path / 'runs' / entry.name} --episodes" in made["evaluation"]["command"]
+        assert made["at_once"] == 2 and made["precision"] == "float32" and made["compiled"] is False
         assert len(made["commits"]) == 1
         names, *rows = (place / "metrics.csv").read_text().splitlines()
-        assert names.startswith("frames,") and "behavior/entropy" in names and 0 < len(rows) <= batch.POINTS
+        assert names.startswith("frames,") and "behavior/entropy" in names and 0 < len(rows) <= record.POINTS
         *_, last = (place / "times.csv").read_text().splitlines()
         assert last.startswith(f"{60 + 20 * seed},0.00")
     index = (tmp_path / "results" / "index.md").read_text()
-    assert index.count("`gym/CartPole-v1`") == 1 and "| 2 |" in index  # two seeds of one method
+    assert index.count("| `gym/CartPole-v1` | size 1m, ratio 1, ") == 3  # both seeds together, and each run
     # Everything is finished, so nothing is done.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     assert work(tmp_path, tmp_path / "list.csv").exit_code == 0
@@ -58,7 +67,8 @@ def test_a_list_is_worked_through(tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_longer_curve_is_not_replaced(tmp_path):
+def test_a_longer_curve_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: None)
     path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}")
     assert work(tmp_path, path).exit_code == 0
     (entry,) = read(path)
@@ -77,26 +87,134 @@ def test_the_index_grows_as_runs_end(tmp_path, monkeypatch):
 
     def watched(results):
         write_index(results)
-        lengths.append((results / "index.md").read_text().count("`gym/"))
+        lengths.append(len(list(results.glob("*/run.json"))))
 
     monkeypatch.setattr(batch, "write_index", watched)
+    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: None)
     lines = [f"gym/CartPole-v1,0,1m,{ratio},40,{SETTINGS}" for ratio in (1, 2)]
     assert work(tmp_path, write(tmp_path, *lines)).exit_code == 0
-    assert lengths == [1, 2]
+    assert lengths == [1, 1, 2, 2]  # before an evaluation, and after it
 
 
-def test_what_takes_too_long_goes_on_the_next_time(tmp_path):
-    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,{SETTINGS}")
+def make_batch(folder, *entries, minutes=None, say=None):
+    for name in ("runs", "results"):
+        (folder / name).mkdir(exist_ok=True)
+    return Batch(entries, folder / "runs", folder / "results", 1, minutes, "cpu", say or (lambda text: None))
+
+
+def begun(work, entry):
+    """Work until the run has a checkpoint, then be told to stop."""
+
+    def stop_then():
+        folder = work._runs / entry.name
+        before = record.frames(folder)
+        while record.frames(folder) == before:
+            time.sleep(0.05)
+        work._stop.set()
+
+    thread = threading.Thread(target=stop_then)
+    thread.start()
+    failed = work.work()
+    thread.join()
+    return failed
+
+
+def test_what_is_stopped_goes_on_the_next_time(tmp_path):
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,run.checkpoint_seconds=1 {SETTINGS}")
     (entry,) = read(path)
     frames = []
     for _ in range(2):
-        result = work(tmp_path, path, "--minutes", "0.15")
-        assert result.exit_code == 0, result.stderr
-        assert "Time is up: stopping, with a checkpoint each" in result.stderr
-        frames.append(batch._frames(tmp_path / "runs" / entry.name))
+        assert begun(make_batch(tmp_path, entry), entry) == []
+        frames.append(record.frames(tmp_path / "runs" / entry.name))
     assert 0 < frames[0] < frames[1] < 1000000
-    made = json.loads((tmp_path / "results" / entry.name / "run.json").read_text())
-    assert made["frames"] == frames[1] and not made["finished"] and 0.2 < made["minutes"] < 3
+    made = scores.run_record(tmp_path / "results" / entry.name)
+    assert made["frames"] == frames[1] and not made["finished"] and 0 < made["minutes"] < 3
+    assert made["evaluation"] is None and len(made["commits"]) == 1
+
+
+def test_to_be_stopped_while_it_starts_is_no_failure(tmp_path):
+    """Python has not even been told yet what to do about Ctrl-C."""
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000,{SETTINGS}")
+    result = work(tmp_path, path, "--minutes", "0.005")
+    assert result.exit_code == 0 and "Time is up: stopping, with a checkpoint each" in result.stderr
+    assert "error" not in result.stderr
+
+
+def test_the_curve_is_kept_while_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "KEEP_SECONDS", 0.5)
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,run.checkpoint_seconds=1 run.log_seconds=1 {SETTINGS}")
+    (entry,) = read(path)
+    batch_ = make_batch(tmp_path, entry)
+    seen = []
+
+    def stop_when_kept():
+        while not (batch_._results / entry.name / "run.json").exists():
+            time.sleep(0.05)
+        seen.append(batch_.standing())
+        batch_._stop.set()
+
+    thread = threading.Thread(target=stop_when_kept)
+    thread.start()
+    assert batch_.work() == []
+    thread.join()
+    assert seen[0].startswith("0 of 1 finished | gym/CartPole-v1 s0 ")
+    assert batch_.standing() == "0 of 1 finished | nothing runs"
+
+
+def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch):
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,60,{SETTINGS}")
+    (entry,) = read(path)
+    real, said = Batch._evaluate, []
+    monkeypatch.setattr(
+        Batch,
+        "_evaluate",
+        lambda self, entry: self._process(entry, ["evaluate", "nowhere"], subprocess.DEVNULL) or None,
+    )
+    assert make_batch(tmp_path, entry, say=said.append).work() == [entry.name]
+    assert any("ended by an error: see " in line for line in said)
+    place = tmp_path / "results" / entry.name
+    made = scores.run_record(place)
+    assert made["finished"] and made["evaluation"] is None and scores.read(place).last > 0
+    monkeypatch.setattr(Batch, "_evaluate", real)
+    again = make_batch(tmp_path, entry)
+    assert again.standing().startswith("0 of 1") and again.work() == []
+    assert scores.run_record(place)["evaluation"]["mean"] > 0 and again.standing().startswith("1 of 1")
+    # Without its agent it cannot be: then it is as finished as it can be.
+    (place / "run.json").write_text(json.dumps(made))
+    shutil.rmtree(tmp_path / "runs" / entry.name)
+    assert make_batch(tmp_path, entry).standing().startswith("1 of 1")
+
+
+def kept(folder, entry, frames, hours):
+    """What another sitting has left of a run."""
+    place = folder / "results" / entry.name
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps(to_json(entry.config)))
+    (place / "scores.csv").write_text(f"frames,score\n{frames},7\n")
+    (place / "times.csv").write_text(f"frames,hours\n{frames},{hours}\n")
+    (place / "run.json").write_text(json.dumps({"frames": frames, "finished": True, "evaluation": {"mean": 7}}))
+
+
+def test_a_run_is_begun_only_if_it_can_end_in_time(tmp_path):
+    first, second, third, other = (
+        Entry(task, seed, size="12m", ratio=128.0, frames=frames)
+        for task, seed, frames in [
+            ("dmc/walker_walk", 0, 500_000), ("dmc/walker_walk", 1, 500_000), ("dmc/cheetah_run", 0, 1_000_000),
+            ("atari100k/pong", 0, 400_000),
+        ]
+    )  # fmt: skip
+    kept(tmp_path, first, 500_000, 0.25)
+    said = []
+    work = make_batch(tmp_path, first, second, third, other, minutes=25, say=said.append)
+    # As long a frame as another seed of its task takes, or another task of its suite; of others nothing is known.
+    assert [work.minutes_needed(entry) for entry in (second, third, other)] == [15, 30, None]
+    assert [work._needs_another_time(entry) for entry in (second, third, other)] == [None, None, None]
+    work._until = time.monotonic() + 60 * 14
+    # The second fits into another sitting, the third into none, so that it may as well begin.
+    assert [work._needs_another_time(entry) for entry in (second, third, other)] == [15, None, None]
+    work._run(second)
+    assert said == [f"{second.name} takes some 15 minutes, and is left for another time"]
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
@@ -112,8 +230,8 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
 def test_the_line_of_a_run():
     entry = Entry("dmc/walker_walk", 3, size="1m", ratio=128.0, frames=1000, settings=("replay.batch=8",))
     assert entry.name == "dmc-walker_walk-1m-ratio128-replay.batch-8-seed3"
-    words = entry.command(batch.Path("there"))
-    assert words[:3] == ["train", "--env", "dmc/walker_walk"] and words[-2:] == ["--run", "there"]
+    words = entry.command(Path("there"), "cpu")
+    assert words[:3] == ["train", "--env", "dmc/walker_walk"] and words[-4:] == ["--run", "there", "--device", "cpu"]
     assert "ratio=128" in words and "replay.batch=8" in words and words[words.index("--frames") + 1] == "1000"
     # Without these columns they are the protocol's.
     assert Entry("atari100k/pong", 0).name == "atari100k-pong-200m-ratio128-seed0"
@@ -123,11 +241,14 @@ def test_the_line_of_a_run():
     ("lines", "named"),
     [
         ([], "lists no runs"),
-        (["gym/CartPole-v1,,1m,1,30,"], "run 1: it needs a task and a seed"),
-        (["gym/CartPole-v1,x,1m,1,30,"], "run 1: invalid literal"),
-        (["gym/CartPole-v1,0,2m,1,30,"], "run 1: size=2m is not one of 1m"),
+        (["gym/CartPole-v1,,1m,1,30,"], "line 2: its seed is missing"),
+        (["", "# this", "gym/CartPole-v1,x,1m,1,30,"], "line 4: seed 'x' is no whole number"),
+        (["gym/CartPole-v1,0,1m,fast,30,"], "line 2: ratio 'fast' is no number"),
+        (["gym/CartPole-v1,0,2m,1,30,"], "line 2: size=2m is not one of 1m"),
         (["gym/CartPole-v1,0,1m,1,30,replay.bach=1"], "replay.batch"),
-        (["gym/CartPole-v1,0,1m,1,30,"] * 2, "has gym-CartPole-v1-1m-ratio1-seed0 twice; leave one out"),
+        (["gym/CartPole-v1,0,1m,1,30,seed=4"], "line 2: seed=4 is among the settings; give it in the column"),
+        (["gym/CartPole-v1,0,1m,1,30,,# mine"], "line 2: '# mine' belongs to no column"),
+        (["gym/CartPole-v1,0,1m,1,30,"] * 2, "line 3: gym-CartPole-v1-1m-ratio1-seed0 is there already; leave one out"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path, lines, named):
@@ -138,9 +259,35 @@ def test_lists_that_cannot_be_used(tmp_path, lines, named):
     assert result.exit_code == 2 and "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        ("game,seed", "has game; they are task, seed, size"),
+        ("task;seed", "has task;seed"),
+        ("task,size", "lacks seed"),
+        ("task,seed,seed", "has one twice"),
+        ("dmc/walker_walk,0", "has dmc/walker_walk, 0"),
+    ],
+)
+def test_lists_whose_first_line_is_none(tmp_path, head, named):
+    path = tmp_path / "list.csv"
+    path.write_text(f"{head}\ndmc/walker_walk,0\n")
+    with pytest.raises(UserMistake, match=named):
+        read(path)
+
+
+def test_lists_as_spreadsheets_write_them(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes("\ufefftask, seed ,frames\r\n\r\ndmc/walker_walk, 3, \r\n".encode())
+    assert read(path) == [Entry("dmc/walker_walk", 3)]
+
+
 def test_a_list_that_is_not_there(tmp_path):
     result = work(tmp_path, tmp_path / "list.csv")
     assert result.exit_code == 2 and "cannot be read" in result.stderr
-    (tmp_path / "list.csv").write_text("game,seed\npong,1\n")
-    result = work(tmp_path, tmp_path / "list.csv")
-    assert result.exit_code == 2 and "has game" in result.stderr
+
+
+def test_tasks_that_are_none_are_known_at_once(tmp_path):
+    result = work(tmp_path, write(tmp_path, "gym/CartPole-v1,0,1m,1,30,", "dmc/walker_wlk,0,1m,1,30,"))
+    assert result.exit_code == 2 and "Did you mean 'walker_walk'?" in result.stderr
+    assert not (tmp_path / "runs").exists()

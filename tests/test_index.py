@@ -1,19 +1,22 @@
 """The index of results, from curves whose figures are known."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from dreamer.config import make_config, to_json
-from dreamer.index import draw, reached, write_index
+from dreamer.index import draw, write_index
 from dreamer.scores import read
 
+CURVES = Path(__file__).parent.parent / "runs" / "results" / "curves"
 
-def keep(folder, task, seed, ends, hours=None):
+
+def keep(folder, task, seed, ends, hours=None, size="12m"):
     """A run whose episodes ended at {frames: score}."""
-    place = folder / f"{task.replace('/', '-')}-{seed}"
+    place = folder / f"{task.replace('/', '-')}-{size}-{seed}"
     place.mkdir(parents=True)
-    (place / "config.json").write_text(json.dumps(to_json(make_config(task, size="12m", seed=seed))))
+    (place / "config.json").write_text(json.dumps(to_json(make_config(task, size=size, seed=seed))))
     lines = [f"{frames},{score}" for frames, score in ends.items()]
     (place / "scores.csv").write_text("\n".join(["frames,score", *lines]) + "\n")
     (place / "run.json").write_text(json.dumps({"machine": "1 H200", "minutes": 30, "commits": ["abc"]}))
@@ -22,40 +25,100 @@ def keep(folder, task, seed, ends, hours=None):
     return place
 
 
+def index(folder):
+    write_index(folder)
+    return (folder / "index.md").read_text()
+
+
 def test_time_to_each_published_score(tmp_path):
-    # Published for cartpole_swingup: 321.6 at 50,000 frames and 515.8 at 100,000.
-    place = keep(tmp_path, "dmc/cartpole_swingup", 0, {20_000: 100, 40_000: 330, 80_000: 520}, {0: 0, 80_000: 2})
+    # Published for cartpole_swingup: 321.6 at 50,000 frames, 515.8 at 100,000 and 624.0 at 150,000.
+    ends = {20_000: 100, 40_000: 330, 80_000: 520, 150_000: 530}
+    place = keep(tmp_path, "dmc/cartpole_swingup", 0, ends, {0: 0, 80_000: 2, 150_000: 3})
     curve = read(place)
-    assert reached(curve, 321.6) == 40_000 and reached(curve, 515.8) == 80_000 and reached(curve, 521) is None
-    write_index(tmp_path)
-    index = (tmp_path / "index.md").read_text()
-    assert "| 1 | 80,000 | 520 |  | 321.6 +- " in index and "5) | 330 | within | 1 H200 | 0.5 | abc |" in index
+    assert [curve.reached(score, 0.85) for score in (321.6, 515.8, 531)] == [40_000, 80_000, None]
+    lines = index(tmp_path).splitlines()
     # Half of the frames of two hours, then all of them.
-    assert "| 321.6 at 50,000 | 40,000 | 60 |" in index and "at 100,000 | 80,000 | 120 |" in index
-    assert "Over tasks" not in index
+    assert "| `dmc/cartpole_swingup` | size 12m, ratio 512, seed 0 | 321.6 at 50,000 | 40,000 | 60 | 1 H200 |" in lines
+    assert any("at 100,000 | 80,000 | 120 |" in line for line in lines)
+    assert any("at 150,000 | not by 150,000 | not in 180 |" in line for line in lines)
+    assert not any("at 200,000" in line for line in lines)
+    assert "Over tasks" not in index(tmp_path)
 
 
-def test_tasks_together(tmp_path):
+def test_ours_beside_the_published_score(tmp_path):
+    keep(tmp_path, "dmc/cartpole_swingup", 0, {60_000: 250.0, 99_000: 700.0})
+    keep(tmp_path, "dmc/cartpole_swingup", 0, {60_000: 250.0}, size="1m")
+    keep(tmp_path, "gym/CartPole-v1", 0, {7_000: 21.0})
+    large, small, own, *_ = [line for line in index(tmp_path).splitlines() if line.startswith("| `")]
+    # At 50,000 frames neither had ended an episode.
+    assert large == "| `dmc/cartpole_swingup` | size 12m, ratio 512 | 99,000 | 1 | 700 |  |  |  |  |  |  |"
+    assert small == "| `dmc/cartpole_swingup` | size 1m, ratio 512 | 60,000 | 1 | 250 |  |  |  |  |  |  |"
+    assert own == "| `gym/CartPole-v1` | size 12m, ratio 512 | 7,000 | 1 | 21 |  |  |  |  |  |  |"
+    for place in tmp_path.glob("dmc*"):
+        (place / "scores.csv").write_text("frames,score\n40000,200\n60000,250\n")
+    large, small, *_ = [line for line in index(tmp_path).splitlines() if line.startswith("| `")]
+    # Published: 321.56 +- 79.79, 265.3 to 456.9.
+    there = "| 50,000 | 1 | 200 |  | 321.6 +- 79.8 | 265.3 to 456.9 | 5 | -122 (1.5 sd, 38%) |"
+    assert large == f"| `dmc/cartpole_swingup` | size 12m, ratio 512 {there} within |"
+    assert small == f"| `dmc/cartpole_swingup` | size 1m, ratio 512 {there} not judged: size 12m, here 1m |"
+
+
+def test_a_short_run_takes_nothing_from_a_long_one(tmp_path):
+    """Neither another size nor another seed."""
+    keep(tmp_path, "dmc/walker_walk", 0, {100_000: 500.0, 500_000: 900.0})
+    keep(tmp_path, "dmc/walker_walk", 1, {100_000: 300.0, 149_000: 310.0})
+    keep(tmp_path, "dmc/walker_walk", 0, {50_000: 100.0}, size="1m")
+    rows = [line.split(" | ")[1:6] for line in index(tmp_path).splitlines() if line.startswith("| `")]
+    assert rows[:3] == [
+        ["size 12m, ratio 512", "100,000", "2", "400", "300 to 500"],
+        ["size 12m, ratio 512", "500,000", "1", "900", ""],
+        ["size 1m, ratio 512", "50,000", "1", "100", ""],
+    ]
+
+
+def test_tasks_together_at_the_same_frames(tmp_path):
     for seed, score in ((0, 500.0), (1, 700.0)):
         keep(tmp_path, "dmc/walker_walk", seed, {100_000: score})
-        keep(tmp_path, "dmc/cheetah_run", seed, {100_000: score / 2})
-    write_index(tmp_path)
-    index = (tmp_path / "index.md").read_text()
-    assert "| dmc, scores as a share of 1000 | 2 | mean | 0.450 | 0.375 to 0.525 |" in index
-    assert "Time to score" not in index  # without a record of the hours
+        keep(tmp_path, "dmc/cheetah_run", seed, {100_000: score / 2, 200_000: 999.0})
+    keep(tmp_path, "dmc/reacher_easy", 0, {90_000: 999.0})
+    rows = [line for line in index(tmp_path).splitlines() if " as a share of 1000 | " in line]
+    # Published at 100,000 frames: 478.1 and 297.2.
+    assert [row.split(" | ")[2:] for row in rows[1:]] == [
+        ["100,000", "2", "4", name, "0.450", "0.375 to 0.525", "0.388 |"] for name in ("mean", "median")
+    ]
+    assert " | 0.425 | " in rows[0] and " | interquartile mean | " in rows[0]  # of 250, 350, 500 and 700
+    assert "Time to score" not in index(tmp_path)  # without a record of the hours
 
 
-def test_a_seed_that_has_just_begun_waits(tmp_path):
-    keep(tmp_path, "dmc/walker_walk", 0, {100_000: 500.0})
-    keep(tmp_path, "dmc/walker_walk", 1, {49_000: 100.0})
-    write_index(tmp_path)
-    index = (tmp_path / "index.md").read_text()
-    assert "| 1 | 100,000 | 500 |" in index
-    assert "Begun: `dmc/walker_walk`, size 12m, ratio 512, seed 1, 49,000 frames." in index
-    keep(tmp_path, "dmc/walker_walk", 2, {51_000: 300.0})
-    (tmp_path / "dmc-walker_walk-0" / "scores.csv").write_text("frames,score\n51000,500\n100000,500\n")
-    write_index(tmp_path)
-    assert "| 2 | 51,000 | 400 | 300 to 500 |" in (tmp_path / "index.md").read_text()
+def test_a_folder_without_its_record(tmp_path):
+    """As one that was put there by hand."""
+    place = keep(tmp_path, "dmc/walker_walk", 0, {100_000: 500.0})
+    for text in (None, "{"):
+        (place / "run.json").unlink() if text is None else (place / "run.json").write_text(text)
+        assert "| 100,000 of 500,000 | 500 |" in index(tmp_path)
+
+
+def test_the_table_is_put_into_the_readme(tmp_path):
+    results = tmp_path / "curves"
+    keep(results, "dmc/walker_walk", 0, {100_000: 500.0})
+    readme = tmp_path / "README.md"
+    readme.write_text("Mine.\n<!-- scores -->\nold\n<!-- end of scores -->\nAlso mine.\n")
+    table = index(results).split("\n## ")[0].removeprefix("## Scores\n\n")
+    assert "| 100,000 | 1 | 500 |" in table
+    assert readme.read_text() == f"Mine.\n<!-- scores -->\n\n{table}\n<!-- end of scores -->\nAlso mine.\n"
+    readme.write_text("Without marks.")
+    write_index(results)
+    assert readme.read_text() == "Without marks."
+
+
+def test_the_index_that_is_kept_is_that_of_the_runs_that_are_kept(tmp_path):
+    for path in CURVES.glob("*/*"):
+        place = tmp_path / "curves" / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "README.md").write_text((CURVES.parent / "README.md").read_text())
+    assert index(tmp_path / "curves") == (CURVES / "index.md").read_text()
+    assert (tmp_path / "README.md").read_text() == (CURVES.parent / "README.md").read_text()
 
 
 def test_an_empty_folder(tmp_path):

@@ -13,8 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamer import logger as module
 from dreamer import published
+from dreamer.config import make_config
 from dreamer.health import Health
-from dreamer.logger import Curves, Logger, Terminal, compact, duration
+from dreamer.logger import Curves, Logger, Terminal, duration
+from dreamer.published import compact
 from dreamer.train import Counters
 
 
@@ -418,3 +420,20 @@ def test_published_scores_are_set_beside_ours(tmp_path):
     allowed = max(2.3 * band.std, 0.15 * band.mean)
     for name, value in (("mean", band.mean), ("low", band.mean - allowed), ("high", band.mean + allowed)):
         assert events(tmp_path, f"published/{name}") == [(50_000, pytest.approx(value))]
+
+
+def test_the_line_of_progress_has_room_for_the_published_score(tmp_path, clock, monkeypatch):
+    watched = Watched(tmp_path, counters=Counters(repeat=2, rows=24_997), task="dmc/cartpole_swingup")
+    for first in (1, 0, 1):
+        watched.rows([512], [first], [1 - first])
+    assert watched.logger._parts(watched.counters)[:4] == [
+        "50k of 4,000 frames",
+        "score 512",
+        "published 321.6 at 50k: 512 (not judged)",
+        "mean of 1: 512",
+    ]
+    task = "dmc/cartpole_swingup"
+    same = published.standing_in_short(make_config(task), published.curve(task)[0], 322.0)
+    assert same == "published 321.6 at 50k: 322 (within)"
+    # With the time left, in the line of a usual terminal.
+    assert len(", ".join(["123.4k of 500k frames", "72 min left", "score 512.34", same])) < 90

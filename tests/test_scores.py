@@ -15,7 +15,7 @@ from dreamer.cli import main
 from dreamer.compare import Result, aggregates, interquartile_mean, normalize, results
 from dreamer.errors import UserMistake
 from dreamer.plot import draw, lines
-from dreamer.published import CURVES, _rows, other_protocol, short, standing, verdict, window
+from dreamer.published import CURVES, _rows, number, other_protocol, short, standing, verdict, window
 from dreamer.published import curve as published
 from dreamer.scores import Curve, read, write_csv, write_metrics
 
@@ -133,6 +133,16 @@ def test_every_published_curve_can_be_read():
             assert bands and all(band.std >= 0 and band.low <= band.mean <= band.high for band in bands), (suite, key)
 
 
+def test_numbers_keep_all_before_the_point():
+    assert [number(value) for value in (75_182.3, -999.97, 1000, 804.66, -20.55, 0)] == [
+        "75,182", "-1000", "1,000", "804.7", "-20.55", "0"
+    ]  # fmt: skip
+    climber = configs.make_config("atari100k/crazy_climber")
+    band = published("atari100k/crazy_climber")[-1]
+    assert "400 thousand frames: 97,190; published 7" in standing(climber, band, 97_190.4)
+    assert "e+" not in standing(climber, band, 97_190.4)
+
+
 def test_frames_in_short():
     words = [short(frames) for frames in (999, 1000, 99_600, 100_400, 999_999, 1_250_000, 51_200_000, 200_000_000)]
     assert words == [
@@ -234,15 +244,28 @@ def test_compare_from_the_command_line(tmp_path):
 
 def test_a_line_over_seeds_goes_as_far_as_all_of_them():
     (line,) = lines([make_curve(ramp(40_000, 400), seed=0), make_curve(ramp(80_000, 1600), seed=1)])
-    assert line.label == "size 12m, ratio 512, 2 seeds" and line.frames[0] == 1000 and line.frames[-1] == 40_000
+    assert (line.method, line.seeds) == ("size 12m, ratio 512", "2 seeds")
+    assert line.frames.tolist() == list(range(1000, 40_001, 1000))
     # At 40,000 frames the score of those after 34,000: what a table would show.
     assert (line.low[-1], line.high[-1], line.mean[-1]) == pytest.approx((375, 750, 562.5))
+    # The longer one goes on from there, alone.
+    ((frames, scores),) = line.further
+    assert frames.tolist() == list(range(40_000, 80_001, 1000))
+    assert (scores[0], scores[-1]) == pytest.approx((750, 20 * 74.5))
 
 
 def test_seeds_whose_episodes_end_at_other_frames_have_a_line():
     runs = [make_curve([(f + shift, 5.0 + shift) for f in range(0, 90_000, 8000)], seed=shift) for shift in (0, 4000)]
     (line,) = lines(runs)
-    assert len(line.frames) > 50 and (line.mean == 2005).all()
+    assert line.frames.tolist() == list(range(4000, 88_001, 4000)) and (line.mean == 2005).all()
+
+
+def test_seeds_that_do_not_overlap_have_a_line_each():
+    (line,) = lines([make_curve([(1000, 5.0)], seed=0), make_curve([(2000, 7.0), (3000, 9.0)], seed=1)])
+    assert len(line.frames) == len(line.mean) == 0
+    assert [(frames.tolist(), scores.tolist()) for frames, scores in line.further] == [
+        ([1000], [5]), ([2000, 3000], [7, 9])
+    ]  # fmt: skip
 
 
 def test_methods_are_told_apart_by_what_differs():
@@ -251,11 +274,16 @@ def test_methods_are_told_apart_by_what_differs():
         make_curve(ramp(10_000, 5), size="1m", settings=["behavior.entropy=0.003"]),
         make_curve(ramp(10_000, 5)),
     ]
-    assert [line.label for line in lines(runs)] == [
-        "size 1m, ratio 512, seed 0",
-        "size 1m, ratio 512, behavior.entropy 0.003, seed 0",
-        "size 12m, ratio 512, seed 0",
+    assert [(line.method, line.seeds) for line in lines(runs)] == [
+        ("size 12m, ratio 512", "seed 0"),
+        ("size 1m, ratio 512", "seed 0"),
+        ("size 1m, ratio 512, behavior.entropy 0.003", "seed 0"),
     ]
+
+
+def test_a_seed_twice_is_no_second_seed():
+    with pytest.raises(UserMistake, match="is seed 0 of dmc/cartpole_swingup with size 12m, ratio 512, as run is"):
+        lines([make_curve(ramp(10_000, 5)), make_curve(ramp(20_000, 5))])
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

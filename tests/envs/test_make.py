@@ -288,3 +288,14 @@ def test_a_missing_package_is_named(package, task, message):
         f"except envs.TaskError as error: print(error)"
     )
     assert message in subprocess.check_output([sys.executable, "-c", code], text=True)
+
+
+@pytest.mark.parametrize("task", ["dmc/walker_wlk", "atari100k/Pong", "nowhere/x", "dmc/"])
+def test_names_that_are_none_are_known_before_anything_is_made(task):
+    with pytest.raises(envs.TaskError, match="(?i)use |did you mean"):
+        envs.check_name(task)
+
+
+@pytest.mark.parametrize("task", ["dmc/walker_walk", "atari100k/pong", "gym/MyOwn-v3", "my.module:factory"])
+def test_names_that_may_be_tasks(task):
+    envs.check_name(task)

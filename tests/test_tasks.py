@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import envs
-from dreamer import listing
+from dreamer import tasks
 from dreamer.cli import main
 from dreamer.config import PROTOCOLS
 
@@ -39,11 +39,11 @@ SUITES = {suite.name: suite for suite in (ATARI, ATARI100K, DMC, GYM)}
 
 
 def find(pattern, suites=SUITES):
-    return listing.matching(listing.read(suites, PackageMissing, pattern), pattern)
+    return tasks.matching(tasks.read(suites, PackageMissing, pattern), pattern)
 
 
 def complaint(pattern, suites=SUITES):
-    with pytest.raises(listing.NoSuchTask) as raised:
+    with pytest.raises(tasks.NoSuchTask) as raised:
         find(pattern, suites)
     return str(raised.value)
 
@@ -96,13 +96,11 @@ def test_a_mistyped_name_is_answered_with_the_closest(pattern, suggested):
 
 def test_a_pattern_with_a_suite_looks_nowhere_else():
     broken = Suite("atari", missing="looked at")
-    assert [listed.suite.name for listed in listing.read(SUITES | {"atari": broken}, PackageMissing, "GYM/x")] == [
-        "gym"
-    ]
+    assert [listed.suite.name for listed in tasks.read(SUITES | {"atari": broken}, PackageMissing, "GYM/x")] == ["gym"]
 
 
 def test_overview_has_protocols_options_and_examples():
-    text = listing.overview(listing.read(SUITES, PackageMissing), "1m")
+    text = tasks.overview(tasks.read(SUITES, PackageMissing), "1m")
     atari = text.partition("\n\n")[0]
     assert "200,000,000 frames, repeat 4, ratio 32, 16 environments, size 200m" in atari
     assert "size=96, grey=true, actions=all" in atari
@@ -115,16 +113,14 @@ def test_overview_has_protocols_options_and_examples():
 
 def test_a_suite_without_its_package_is_listed_with_the_command():
     suites = SUITES | {"atari": Suite("atari", missing="Atari games need the package ale_py: pip install ale-py.")}
-    text = listing.overview(listing.read(suites, PackageMissing), "1m")
+    text = tasks.overview(tasks.read(suites, PackageMissing), "1m")
     assert "pip install ale-py" in text.partition("\n\n")[0]
     assert "dmc/walker_walk" in text
 
 
 def test_examples_are_the_first_names_where_none_is_well_known():
     suite = Suite("mine", ("d", "c", "b", "a"))
-    assert "4, for example mine/d, mine/c, mine/b" in listing.overview(
-        listing.read({"mine": suite}, PackageMissing), "1m"
-    )
+    assert "4, for example mine/d, mine/c, mine/b" in tasks.overview(tasks.read({"mine": suite}, PackageMissing), "1m")
 
 
 def test_command_lists_every_suite():

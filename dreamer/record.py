@@ -1,0 +1,92 @@
+"""What is kept of a run: its curve, its times, what it measured of learning, its config, and how it was made."""
+
+import contextlib
+import csv
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import scores
+from .checkpoint import NEWEST, write_atomically
+from .config import Config
+from .machine import choose_device, choose_dtype, usable_cores, why_not_compile
+
+TIMES = 200  # points of `times.csv`
+POINTS = 100  # of `metrics.csv`
+
+
+def frames(folder: Path) -> int:
+    """That a run's newest checkpoint has seen; 0 if there is none."""
+    try:
+        counters = json.loads((folder / NEWEST).read_text())["counters"]
+        return int(counters["rows"] * counters["repeat"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def keep(folder: Path, place: Path, made: dict[str, Any]) -> bool:
+    """Write what a run's folder shows into `place`; `made`: how it was made.
+
+    Returns:
+        No if what is there already is longer, which is left alone.
+
+    Raises:
+        CheckpointError: the run has no curve yet.
+    """
+    curve = scores.read(folder)
+    if scores.run_record(place).get("frames", 0) > frames(folder):
+        return False
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / "scores.csv", lambda path: scores.write_csv(curve, path))
+    write_atomically(place / "config.json", lambda path: path.write_text((folder / "config.json").read_text()))
+    write_atomically(place / "times.csv", lambda path: _write_times(folder, path))
+    write_atomically(place / "metrics.csv", lambda path: scores.write_metrics(folder, path, POINTS))
+    text = json.dumps(made | {"frames": frames(folder)}, indent=2) + "\n"
+    write_atomically(place / "run.json", lambda path: path.write_text(text))
+    return True
+
+
+def _write_times(folder: Path, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["frames", "hours"])
+        writer.writerows((frames, f"{hours:.4f}") for frames, hours in scores.thinned(scores.hours(folder), TIMES))
+
+
+def circumstances(config: Config, device: str, threads: int) -> dict[str, Any]:
+    """What computes a run of this config on a device that `machine.choose_device` knows."""
+    chosen = choose_device(device)
+    return {
+        "machine": _machine(chosen),
+        "torch": torch.__version__,
+        "precision": str(choose_dtype(config.run.precision, chosen)).removeprefix("torch."),
+        "compiled": config.run.compile and not why_not_compile(chosen),
+        "threads": threads,
+    }
+
+
+def commit() -> str:
+    """Of the code that runs, where that is known; dirty if what computes is not as it is there."""
+    here = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        name = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "dreamer", "envs", "setup.cfg"])
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.strip() + "-dirty" * bool(changed.returncode)
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = names[0]
+    cores = usable_cores()
+    return f"{cores} core{'s' * (cores != 1)} of {model}"
