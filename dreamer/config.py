@@ -232,13 +232,19 @@ def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = 
     low, high = config.behavior.return_low, config.behavior.return_high
     if low >= high:
         raise ConfigError(f"behavior.return_low={low} must lie below behavior.return_high={high}; change one of them")
-    batch, length, capacity = config.replay.batch, config.replay.length, config.replay.capacity
-    if capacity < (batch + config.envs) * length:
+    if config.replay.capacity < smallest_capacity(config):
         raise ConfigError(
-            f"replay.capacity={capacity} is too small: the first update takes replay.batch={batch} sequences of "
-            f"replay.length={length} from envs={config.envs}, so {(batch + config.envs) * length} rows at least"
+            f"replay.capacity={config.replay.capacity} is too small: the first update takes "
+            f"replay.batch={config.replay.batch} sequences of replay.length={config.replay.length} from "
+            f"envs={config.envs}, so {smallest_capacity(config)} rows at least"
         )
     return config
+
+
+def smallest_capacity(config: Config) -> int:
+    """Rows of the smallest replay with B * T start positions: each environment has the same share of the rows."""
+    batch, length = config.replay.batch, config.replay.length
+    return config.envs * (length + -(-batch * length // config.envs))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from . import preflight, snapshot
 from .agent import Agent
 from .checkpoint import CheckpointError, RunFolder
 from .compiling import prepare
-from .config import CPU_SIZE, PROTOCOLS, Config, seeds
+from .config import CPU_SIZE, PROTOCOLS, Config, seeds, smallest_capacity
 from .errors import UserMistake
 from .guards import Restarts, Saver
 from .health import Health
@@ -226,12 +226,20 @@ def _amount(rows: int, config: Config, repeat: int) -> str:
 def _replay(config: Config, agent: Agent, repeat: int, seen: int, device: torch.device = CPU) -> Replay:
     """As large as configured, but no larger than the run needs, and within half of the machine's memory if there."""
     rows = _rows(config, repeat, seen)
+    if device == CPU:
+        fitting, least = total_memory() // 2 // _row_bytes(agent), min(rows, smallest_capacity(config))
+        if fitting < least:
+            raise UserMistake(
+                f"half of this machine's memory holds {max(0, fitting):,} rows of what this task shows, and the first "
+                f"update takes {least:,}: give smaller observations, fewer --envs, or a smaller replay.batch"
+            )
+        rows = min(rows, fitting)
     return new_replay(
         config,
         agent.observation_spec,
         agent.action_spec,
         streams=config.envs,
-        capacity=min(rows, total_memory() // 2 // _row_bytes(agent)) if device == CPU else rows,
+        capacity=rows,
         generator=torch.Generator().manual_seed(seeds(config.seed).sampling),
         device=device,
     )

@@ -259,6 +259,10 @@ def test_the_beginning_tells_what_will_happen(tmp_path, monkeypatch):
     monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 65)
     assert "replay of 60 rows, which is half of this machine's memory (replay.capacity is 5,000,000)" in said(90)
     assert "replay of 50 rows\n  memory: replay 3.25 kB when full" in said(91, "--set", "replay.capacity=50")
+    # Two sequences of four steps are to begin in one environment, and four rows follow the last beginning.
+    monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 11 * 65)
+    text = mistake(*CARTPOLE, "--run", tmp_path / "92", "--frames", 92)
+    assert "memory holds 11 rows of what this task shows, and the first update takes 12: " in text
 
 
 def test_pong_learns_from_frames(tmp_path):

@@ -248,6 +248,10 @@ def test_the_smallest_capacity_is_that_of_the_first_update():
     assert make_config("gym/CartPole-v1", settings=settings).replay.capacity == 1280
     with pytest.raises(ConfigError, match="replay.capacity=1279 .* 1280"):
         make_config("gym/CartPole-v1", settings=["replay.capacity=1279", "envs=4"])
+    # Each of three has a third of it: 341 start positions and 64 rows before the first of them would be one too few.
+    assert make_config("gym/CartPole-v1", settings=["replay.capacity=1218", "envs=3"]).envs == 3
+    with pytest.raises(ConfigError, match="replay.capacity=1217 .* 1218"):
+        make_config("gym/CartPole-v1", settings=["replay.capacity=1217", "envs=3"])
 
 
 def test_a_wrong_size_argument_is_a_plain_error():
