@@ -14,6 +14,7 @@ from .scores import Curve
 
 # The frames at which the tasks of a suite are put together: early, and all.
 BUDGETS = [(suite, frames) for suite, known in PROTOCOLS.items() for frames in (100_000, known["frames"])]
+RECENT = 0.9  # of the frames, from which on means are taken of what was measured
 MARKS = ("<!-- scores -->", "<!-- end of scores -->")  # of the table in the README beside the folder
 
 
@@ -27,6 +28,7 @@ def write_index(results: Path) -> None:
     sections = {
         "Scores": table,
         "Runs": _runs(curves),
+        "What the models and actors had learned": _learned(curves),
         "Over tasks": _aggregates(curves),
         "Time to score": _times(curves),
     }
@@ -129,6 +131,28 @@ def _where(run: dict[str, object]) -> str:
     """The machine of a run, and with how many others it shared that."""
     beside = run.get("at_once", 1)
     return f"{run.get('machine', '')}" + (f", {beside} runs at once" if beside != 1 else "")
+
+
+def _learned(curves: Sequence[Curve]) -> str:
+    """Halfway and at the end of each run: what tells a task that works from one that does not."""
+    shown = {
+        "reward loss": "loss/reward",
+        "KL (free: 1)": "world_model/kl",
+        "entropy": "behavior/entropy",
+        "return scale": "behavior/return_scale",
+        "return": "behavior/return",
+        "value": "behavior/value",
+        "gradient norm": "optimizer/gradient_norm",
+    }
+    rows = []
+    for curve in curves:
+        measured = scores.metrics(curve.folder)
+        for frames in (curve.end // 2, curve.end) if measured else ():
+            here = [each for each in measured if RECENT * frames < each["frames"] <= frames]
+            means = {key: [each[name] for each in here if name in each] for key, name in shown.items()}
+            run = f"`{curve.config.task}`", curve.method, str(curve.config.seed), f"{frames:,}"
+            rows.append((*run, *(number(float(np.mean(found)), 3) if found else "" for found in means.values())))
+    return _table(("task", "size, ratio", "seed", "frames", *shown), rows) if rows else ""
 
 
 def _aggregates(curves: Sequence[Curve]) -> str:

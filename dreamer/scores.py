@@ -173,6 +173,14 @@ def write_metrics(path: Path, out: Path, points: int) -> None:
             writer.writerow([line["frames"], *("" if value is None else f"{value:.5g}" for value in values)])
 
 
+def metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.csv`, as `write_metrics` has written it; none where it is not there."""
+    if not (path / "metrics.csv").is_file():
+        return []
+    with (path / "metrics.csv").open() as lines:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
 def write_csv(curve: Curve, path: Path) -> None:
     """The short form, for keeping."""
     with path.open("w", newline="") as file:
