@@ -248,13 +248,13 @@ class Batch:
 def standing(folder: Path, entry: Entry) -> str:
     """How far a run is, its score, and the last published one beside it."""
     try:
-        curve = scores.Curve(folder, entry.config, *scores.episodes(folder))
+        curve = scores.read(folder)
     except CheckpointError:
         return "begins"
     score = curve.at(curve.last, published.window(entry.task))
     if score is None:
         return "no episode yet"
-    text = f"{published.compact(curve.last)} {published.number(score)}"
-    bands = [band for band in published.curve(entry.task) if band.frames <= curve.last]
+    text = f"{published.compact(curve.end)} {published.number(score)}"
+    bands = [band for band in published.curve(entry.task) if curve.frames[0] <= band.frames <= curve.end]
     there = curve.at(bands[-1].frames, published.window(entry.task)) if bands else None
     return text if there is None else f"{text}, {published.standing_in_short(entry.config, bands[-1], there)}"
