@@ -213,7 +213,12 @@ class Batch:
         with out.open("wb") as file:
             if not self._process(entry, [*words, "--json"], file):
                 return None
-        return {"command": " ".join(["dreamer", *words]), **json.loads(out.read_text())}
+        try:  # before it, and after it, may be what an environment prints
+            found = next(line for line in reversed(out.read_text().splitlines()) if line.startswith('{"'))
+            return {"command": " ".join(["dreamer", *words]), **json.loads(found)}
+        except (ValueError, StopIteration):
+            self._say(f"{entry.name} is not evaluated: {out} has no scores")
+            return None
 
     def _process(self, entry: Entry, words: list[str], out: Any) -> bool:
         """Run `dreamer` with these arguments; whether it has ended as it should. A stop of ours is no failure."""

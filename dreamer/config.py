@@ -5,6 +5,7 @@ frames, how often an action is repeated, how much is learned from each row, how 
 """
 
 import difflib
+import re
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -359,7 +360,9 @@ def _parse(key: str, text: Any, kind: type) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The value of an environment's option: a number, true, false or a word."""
+    """The value of an environment's option: a number, true, false or a word, as 4_4 and inf are."""
+    if "_" in text or not re.search(r"\d", text) and text.lower() not in ("true", "false"):
+        return text
     for kind in (int, float, bool):
         try:
             return _parse("", text, kind)

@@ -178,7 +178,7 @@ class _Picture:
         if not layout.curves:
             return
         panels = next(parts).subplots(-(-len(layout.curves) // layout.columns), layout.columns, squeeze=False).flat
-        for panel, (name, truth, dream) in zip(panels, layout.curves):
+        for (name, truth, dream), panel in zip(layout.curves, panels):
             self._draw_curve(panel, name, scene, truth, dream)
         for panel in panels:
             panel.set_visible(False)

@@ -114,10 +114,10 @@ def keep_compiled_code() -> None:
 
     To be called before torch's compiler is imported, which looks for its folder then.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreamer"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreamer"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # who is logged in may have no home
         return
     if os.access(folder, os.W_OK) and not re.search(r"\s", str(folder)):  # torch calls the compiler without quotes
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

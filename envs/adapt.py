@@ -272,6 +272,8 @@ def _convert_action(
     key: str, space: gymnasium.Space[Any], notes: list[str]
 ) -> tuple[gymnasium.Space[Any], Callable[[Any], Any]]:
     """The space to choose from and the function from its values to those of `space`."""
+    if 0 in (space.shape or ()):
+        raise TaskError(f"Action '{key}' ({_describe(space)}) has nothing to choose: leave it out.")
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
         _refuse_many(key, int(space.n))

@@ -41,6 +41,8 @@ def make_gym(name: str, /, *, repeat: int | None = None, seed: int | None = None
                 env = gymnasium.make(name, disable_env_checker=True, **options)
         except gymnasium.error.DependencyNotInstalled as error:
             raise TaskError(f"gym/{name} needs a package that is not installed. {error}") from error
+        except ModuleNotFoundError as error:
+            raise TaskError(f"gym/{name} needs the package {error.name}: pip install {error.name}") from error
         except gymnasium.error.UnregisteredEnv as error:
             raise TaskError(f"Gymnasium has no environment '{name}'.{did_you_mean(name, names())}") from error
         except gymnasium.error.Error as error:
@@ -54,7 +56,7 @@ def make_gym(name: str, /, *, repeat: int | None = None, seed: int | None = None
 
 
 def make_custom(name: str, /, *, repeat: int | None = None, seed: int | None = None, **options: Any) -> Adapt:
-    """PACKAGE.MODULE:FACTORY: FACTORY(**options) returns a gymnasium.Env. It gets `seed` if it takes one."""
+    """PACKAGE.MODULE:FACTORY: FACTORY(**options) returns a gymnasium.Env. It gets `seed`, where there is one to get."""
     factory = _find_factory(name)
     try:
         parameters = inspect.signature(factory).parameters
@@ -64,8 +66,10 @@ def make_custom(name: str, /, *, repeat: int | None = None, seed: int | None = N
     for option in options:
         if option not in parameters and not open_ended:
             raise TaskError(f"{name} has no option '{option}'.{did_you_mean(option, parameters)}")
+    if "seed" in parameters and (seed is not None or parameters["seed"].default is inspect.Parameter.empty):
+        options["seed"] = seed
     with blaming(name, "when it was called"):
-        env = factory(**options, **({"seed": seed} if "seed" in parameters else {}))
+        env = factory(**options)
     if not isinstance(env, gymnasium.Env):
         hint = " Use Vector to step several." if isinstance(env, gymnasium.vector.VectorEnv) else ""
         raise TaskError(f"{name} returned a {type(env).__name__}: return a gymnasium.Env.{hint}")

@@ -185,6 +185,15 @@ def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch)
     assert make_batch(tmp_path, entry).standing().startswith("1 of 1")
 
 
+def test_what_an_environment_prints_is_no_score(tmp_path, monkeypatch):
+    entry, said = Entry("gym/CartPole-v1", 0, size="1m"), []
+    work = make_batch(tmp_path, entry, say=said.append)
+    for printed, expected in ((b'hello\n{"mean": 3.0}\nbye\n', 3.0), (b"hello\n", None), (b'{"mean"', None)):
+        monkeypatch.setattr(work, "_process", lambda entry, words, out, text=printed: out.write(text))
+        assert (work._evaluate(entry) or {}).get("mean") == expected
+    assert len(said) == 2 and said[0].startswith(f"{entry.name} is not evaluated: ")
+
+
 def kept(folder, entry, frames, hours):
     """What another sitting has left of a run."""
     place = folder / "results" / entry.name

@@ -313,3 +313,11 @@ def test_every_loss_scale_scales_its_loss():
     assert total_loss(losses, zero, (2, 3))[0] == 0
     for name in names:
         assert total_loss(losses, replace(zero, **{name: 0.5}), (2, 3))[0] == 1
+
+
+def test_options_of_an_environment_are_numbers_truths_or_words():
+    given = {"a": "4", "b": "4.5", "c": "true", "d": "4_4", "e": "inf", "f": "nan", "g": "1e3", "h": "rgb_array"}
+    config = make_config("gym/X", settings=[f"environment.{key}={value}" for key, value in given.items()])
+    assert config.environment == {
+        "a": 4, "b": 4.5, "c": True, "d": "4_4", "e": "inf", "f": "nan", "g": 1000.0, "h": "rgb_array"
+    }  # fmt: skip

@@ -346,6 +346,7 @@ def test_nested_actions():
         (spaces.Box(np.array([0, 0]), np.array([1, np.inf]), dtype=np.float64), "no finite bounds"),
         (spaces.Box(-3e38, 3e38, (1,), np.float32), "no finite bounds"),
         (spaces.Box(0, 1000, (1,), np.int32), "256 values or more"),
+        (spaces.Box(-1, 1, (0,), np.float32), "has nothing to choose: leave it out"),
         (spaces.Text(5), "'action' is a Text space"),
         (spaces.Dict({"a": spaces.Sequence(FLOAT)}), "'a' is a Sequence space"),
         (spaces.Dict({"a/b": FLOAT, "a": spaces.Dict({"b": FLOAT})}), "finite|Two actions"),

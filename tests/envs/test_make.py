@@ -299,3 +299,19 @@ def test_names_that_are_none_are_known_before_anything_is_made(task):
 @pytest.mark.parametrize("task", ["dmc/walker_walk", "atari100k/pong", "gym/MyOwn-v3", "my.module:factory"])
 def test_names_that_may_be_tasks(task):
     envs.check_name(task)
+
+
+def test_a_factory_keeps_its_own_seed_where_none_is_given(tmp_path, monkeypatch):
+    lines = ["import gymnasium", "def own(seed=7):", "    env = gymnasium.make('CartPole-v1')", "    env.given = seed"]
+    (tmp_path / "seeds.py").write_text("\n".join([*lines, "    return env\n"]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert envs.make("seeds:own").env.given == 7 and envs.make("seeds:own", seed=3).env.given == 3
+
+
+def test_a_package_that_a_gymnasium_task_lacks_is_named(monkeypatch):
+    def make(*given, **options):
+        raise ModuleNotFoundError("No module named 'imageio'", name="imageio")
+
+    monkeypatch.setattr(gymnasium, "make", make)
+    with pytest.raises(envs.TaskError, match="gym/HalfCheetah-v5 needs the package imageio: pip install imageio"):
+        envs.make("gym/HalfCheetah-v5")
