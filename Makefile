@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 ENV ?= atari/pong
 ARGS ?=
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 LIST ?= runs/results/cpu.csv
 BIN := $(VENV)/bin
 
