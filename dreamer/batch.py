@@ -189,7 +189,7 @@ class Batch:
             "commits": list(dict.fromkeys([*before.get("commits", []), work.commit])),
             "machine": "; ".join(machines),
             "at_once": max(self._at_once, before.get("at_once", 1)),
-            "minutes": round(record.frames(folder) * (scores.minutes_per_frame(folder) or 0), 2),
+            "minutes": round(record.frames(folder) * (scores.minutes_per_frame(folder) or 0), 4),
             "finished": self._is_trained(entry),
             "evaluation": evaluation or before.get("evaluation"),
         }
@@ -260,6 +260,8 @@ def standing(folder: Path, entry: Entry) -> str:
     if score is None:
         return "no episode yet"
     text = f"{published.compact(curve.end)} {published.number(score)}"
-    bands = [band for band in published.curve(entry.task) if curve.frames[0] <= band.frames <= curve.end]
-    there = curve.at(bands[-1].frames, published.window(entry.task)) if bands else None
-    return text if there is None else f"{text}, {published.standing_in_short(entry.config, bands[-1], there)}"
+    band = published.passed(entry.task, curve.frames[0], curve.end)
+    there = curve.at(band.frames, published.window(entry.task)) if band else None
+    if band is None or there is None:
+        return text
+    return f"{text}, {published.standing_in_short(entry.config, band, there)}"

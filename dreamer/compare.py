@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserMistake
-from .published import Band, human_normalized, number, other_protocol, short, verdict, window
-from .published import curve as published
+from .published import Band, human_normalized, number, other_protocol, passed, short, verdict, window
 from .scores import Curve, grouped
 
 RESAMPLES = 2000
@@ -78,7 +77,7 @@ def result(runs: Sequence[Curve], frames: int) -> Result:
             raise UserMistake(f"{run.folder} has no score at {frames:,} frames; it ends at {run.end:,}")
     reached = min(frames, *(run.end for run in runs))
     begun = max(run.frames[0] for run in runs) if all(len(run.frames) for run in runs) else frames
-    band = next((band for band in reversed(published(task)) if begun <= band.frames <= reached), None)
+    band = passed(task, begun, reached)
     there = _scores(runs, band.frames) if band else ()
     differing = other_protocol(runs[0].config) if band else []
     return Result(

@@ -74,8 +74,8 @@ def _scores(curves: Sequence[Curve]) -> str:
 
 def _passed(run: Curve) -> int:
     """Frames of the last published score that is not beyond a run; 0 if none."""
-    bands = published.curve(run.config.task)
-    return max((band.frames for band in bands if run.frames[0] <= band.frames <= run.end), default=0)
+    band = published.passed(run.config.task, run.frames[0], run.end)
+    return band.frames if band else 0
 
 
 def _row(result: compare.Result) -> tuple[str, ...]:

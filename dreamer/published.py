@@ -59,6 +59,11 @@ def curve(task: str, method: str = "dreamerv3") -> list[Band]:
     return sorted(bands, key=lambda band: band.frames)
 
 
+def passed(task: str, begin: float, end: float) -> Band | None:
+    """The last published scores at frames from `begin` to `end`, None where there are none."""
+    return next((band for band in reversed(curve(task)) if begin <= band.frames <= end), None)
+
+
 def window(task: str) -> float:
     """The published score at some frames is the mean of the episodes that ended between this share of them and all."""
     return 0.85 if _key(task)[0] in ("dmc", "atari100k") else 0.9

@@ -55,9 +55,8 @@ def test_a_list_is_worked_through(tmp_path):
         *_, last = (place / "times.csv").read_text().splitlines()
         assert last.startswith(f"{60 + 20 * seed},0.00")
     index = (tmp_path / "results" / "index.md").read_text()
-    assert (
-        index.count("| `gym/CartPole-v1` | size 1m, ratio 1, ") == 7
-    )  # both seeds, each run, and twice what each had learned
+    # Both seeds, each run, and twice what each had learned.
+    assert index.count("| `gym/CartPole-v1` | size 1m, ratio 1, ") == 7
     # Everything is finished, so nothing is done.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     assert work(tmp_path, tmp_path / "list.csv").exit_code == 0
