@@ -1,27 +1,22 @@
 """The agent: acting, and the update that trains everything. The one place that names what is compiled."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .acting import Acting, Memory, restore_generator
 from .actor_critic import ActorCritic, ReturnScale
 from .config import Config, LossScales, seeds
-from .cuda import Captured, moved
+from .cuda import Aside, Captured, finish
 from .imagination import Imagination, Noise
 from .optimizer import LaProp
 from .replay import Batch
-from .rssm import Recurrence, State
+from .rssm import State
 from .spaces import ActionSpec, ObservationSpec
 from .world_model import WorldModel
-
-
-class Memory(NamedTuple):
-    """What the policy carries from step to step in each of N environments."""
-
-    state: State  # (N, ...)
-    action: Tensor  # (N, A), the last one chosen
 
 
 class Agent:
@@ -59,10 +54,12 @@ class Agent:
         self.parameters = [p for p in self.parameters if p.requires_grad]
         self.optimizer = LaProp(self.parameters, config.optimizer)
         self.generator = torch.Generator(device).manual_seed(seeds(config.seed).noise)
-        self._recurrence: Recurrence | None = None
+        self.acting = Acting(
+            self.world_model.encoder, self.world_model.rssm, self.actor_critic.actor, seeds(config.seed).acting
+        )
         self._metrics: list[str] = []  # their names, in the order in which `_learn` gives them
-        self._captured_learn: Captured | None = None
-        self._captured_choose: Captured | None = None
+        self._captured: Captured | None = None
+        self._aside = Aside(device)
 
     @property
     def parameter_count(self) -> int:
@@ -73,10 +70,8 @@ class Agent:
 
     def start(self, environments: int) -> Memory:
         """The memory before the first step of N environments."""
-        action = torch.zeros(environments, self.action_spec.width, device=self.device)
-        return Memory(self.world_model.rssm.initial(environments), action)
+        return self.acting.start(environments)
 
-    @torch.no_grad()
     def act(
         self,
         observation: Mapping[str, Tensor],
@@ -85,7 +80,7 @@ class Agent:
         memory: Memory,
         greedy: bool = False,
     ) -> Memory:
-        """Choose the next actions of N environments.
+        """Choose the next actions of N environments, by the weights that the last update began with.
 
         Args:
             observation: {key: (N, ...)}.
@@ -97,64 +92,27 @@ class Agent:
         Returns:
             The new memory: the flat actions (N, A) and the posterior of this observation.
         """
-        # In the order in which it was captured, whatever the environment's is.
-        seen = {key: moved(observation[key], self.device) for key in self.observation_spec.keys}
-        arguments = seen, moved(is_first, self.device), moved(is_last, self.device), memory
-        captured = self._captured_choose
-        if captured is not None and not greedy and captured.accepts(*arguments):
-            return captured(*arguments)
-        if self._recurrence is None:
-            self._recurrence = self.world_model.rssm.recurrence()
-        return self._choose(self._recurrence, *arguments, greedy=greedy)
-
-    @torch.no_grad()
-    def _choose(
-        self,
-        weights: Recurrence,
-        observation: dict[str, Tensor],
-        is_first: Tensor,
-        is_last: Tensor,
-        memory: Memory,
-        greedy: bool = False,
-    ) -> Memory:
-        """As `act`, on the device."""
-        count = is_first.shape[0]
-        uniform = self._uniform(count, self.config.model.stoch)
-        noise = self.actor_critic.actor.draw_noise((count,), self.generator)
-        state, sampled, likely = self._policy(weights, memory, observation, is_first, uniform, noise)
-        return Memory(state, torch.where(is_last.unsqueeze(-1), 0.0, likely if greedy else sampled))
-
-    def _policy(
-        self,
-        weights: Recurrence,
-        memory: Memory,
-        observation: dict[str, Tensor],
-        is_first: Tensor,
-        uniform: Tensor,
-        noise: Tensor,
-    ) -> tuple[State, Tensor, Tensor]:
-        rssm, actor = self.world_model.rssm, self.actor_critic.actor
-        tokens = rssm.embed_tokens(self.world_model.encoder(observation))
-        keep = ~is_first.unsqueeze(-1)
-        previous = rssm.embed_action(torch.where(keep, memory.action, 0.0))
-        state, _, _ = rssm.observe_step(weights, memory.state, previous, tokens, keep, uniform)
-        policy = actor(rssm.feature(state))
-        return state, actor.sample(policy, noise), actor.mode(policy)
-
-    def forget_weights(self) -> None:
-        """They have moved: cast and slice them anew at the next action."""
-        self._recurrence = None
+        return self.acting.act(observation, is_first, is_last, memory, greedy)
 
     # Learning ------------------------------------------------------------------------------------------
 
+    def learning(self) -> AbstractContextManager[None]:
+        """Around an update and all that looks at what comes out of it: on a GPU, what comes after runs beside it."""
+        return self._aside.begin()
+
+    def wait(self) -> None:
+        """Until the updates that were begun are done."""
+        finish(self.device)
+
     def update(self, batch: Batch) -> tuple[dict[str, Tensor], State]:
-        """One gradient step on B sequences of T steps.
+        """One gradient step on B sequences of T steps; whoever acts does so by the weights before it.
 
         Returns:
             Metrics, each (), still on the device; and the new posteriors (B, T, ...) for the replay.
         """
-        values, posterior = (self._captured_learn or self._learn)(batch.to(self.device))
-        self.forget_weights()
+        self.acting.follow()
+        self._aside.release()
+        values, posterior = (self._captured or self._learn)(batch.to(self.device))
         return dict(zip(self._metrics, values.unbind())), posterior
 
     def _learn(self, batch: Batch) -> tuple[Tensor, State]:
@@ -223,7 +181,7 @@ class Agent:
     def _work(self) -> list[tuple[Any, str]]:
         """The functions that do the work, each the step of a sequence rather than the sequence."""
         return [
-            (self, "_policy"),
+            (self.acting, "policy"),
             (self.world_model.encoder, "forward"),
             (self.world_model.rssm, "observe_steps"),
             (self.world_model, "losses"),
@@ -250,13 +208,14 @@ class Agent:
 
     def warm_up(self, batch: Batch, environments: int) -> None:
         """Run everything that is compiled once, and leave no trace in the agent."""
-        before = self.generator.get_state()
+        generators = self.generator, self.acting.generator
+        before = [each.get_state() for each in generators]
         try:
             self._learn(_unsound(batch.to(self.device)))
-            self.act(*self._anything(batch, environments))
+            self.act(*self.acting.anything(self._seen(batch, environments)))
         finally:
-            self._recurrence = None
-            self.generator.set_state(before)
+            for each, state in zip(generators, before):
+                each.set_state(state)
             self.optimizer.zero_grad(set_to_none=True)
 
     def capture(self, batch: Batch, environments: int) -> None:
@@ -265,45 +224,38 @@ class Agent:
         Raises:
             Exception: whatever keeps it from being captured; then all is as before.
         """
-        state = self.generator.get_state()
+        before = self.generator.get_state(), self.acting.generator.get_state()
         try:
-            self._captured_learn = Captured(self._learn, (_unsound(batch.to(self.device)),), self.generator)
+            self._captured = Captured(self._learn, (_unsound(batch.to(self.device)),), self.generator)
             self.capture_acting(batch, environments)
         except BaseException:
             self.release()
             self.optimizer.zero_grad(set_to_none=True)
-            # One that a broken capture has touched may believe in it for good.
-            self.generator = torch.Generator(self.device)
-            self.generator.set_state(state)
+            # Those that a broken capture has touched may believe in it for good.
+            self.generator, self.acting.generator = (torch.Generator(self.device) for _ in before)
+            self.generator.set_state(before[0])
+            self.acting.generator.set_state(before[1])
             raise
 
     def capture_acting(self, batch: Batch, environments: int) -> None:
         """The choice of actions alone, for another number of environments."""
-
-        def choose(*arguments: Any) -> Memory:
-            with torch.no_grad():
-                weights = self.world_model.rssm.recurrence()  # anew, since those of a graph stay as they were
-            return self._choose(weights, *arguments)
-
-        self._captured_choose = Captured(choose, self._anything(batch, environments), self.generator)
+        self.acting.capture(self._seen(batch, environments))
 
     @property
     def is_captured(self) -> bool:
-        return self._captured_learn is not None
+        return self._captured is not None
 
     def release(self) -> None:
         """Launch one by one again."""
-        self._captured_learn = self._captured_choose = None
+        self._captured = None
+        self.acting.release()
 
-    def _anything(self, batch: Batch, environments: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Memory]:
-        """Arguments for `act`."""
-        observation = {
-            # Laid out like what an environment gives; a view of one would keep the batch's strides.
+    def _seen(self, batch: Batch, environments: int) -> dict[str, Tensor]:
+        """What so many environments might show, laid out like it: a view of a batch would keep the batch's strides."""
+        return {
             key: value[:1, 0].repeat_interleave(environments, 0).to(self.device)
             for key, value in batch.observation.items()
         }
-        flags = torch.zeros(environments, dtype=torch.bool, device=self.device)
-        return observation, flags, flags, self.start(environments)
 
     # Saving --------------------------------------------------------------------------------------------
 
@@ -313,6 +265,7 @@ class Agent:
             "actor_critic": self.actor_critic.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "acting": self.acting.state_dict(),
         }
 
     def is_finite(self) -> bool:
@@ -323,11 +276,11 @@ class Agent:
         self.world_model.load_state_dict(state["world_model"])
         self.actor_critic.load_state_dict(state["actor_critic"])
         self.optimizer.load_state_dict(state["optimizer"])
-        generator = state["generator"].cpu()
-        # Another kind of device has another kind of generator; then the seeded one goes on.
-        if generator.shape == self.generator.get_state().shape:
-            self.generator.set_state(generator)
-        self._recurrence = None
+        restore_generator(self.generator, state["generator"])
+        if "acting" in state:
+            self.acting.load_state_dict(state["acting"])
+        else:  # of an earlier version, which acted by the newest weights
+            self.acting.follow()
 
 
 def _unsound(batch: Batch) -> Batch:

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .agent import Agent
 from .compiling import prepare
 from .config import Config
+from .cuda import finish
 from .health import Health
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads
@@ -121,7 +122,7 @@ def measure(config: Config, environments: Any, say: Callable[[str], None], cold:
     for problem in problems:
         say(f"{problem}; measuring without")
     posterior = agent.update(batch)[1]
-    _wait(device)
+    finish(device)
     first_update = time.perf_counter() - begun
 
     say("Timing updates")
@@ -221,10 +222,10 @@ def timed(function: Callable[[], Any], device: torch.device) -> Spread:
         function()
     seconds: list[float] = []
     while _goes_on(seconds):
-        _wait(device)
+        finish(device)
         begun = time.perf_counter()
         function()
-        _wait(device)
+        finish(device)
         seconds.append(time.perf_counter() - begun)
     low, median, high = np.quantile(seconds, [0.1, 0.5, 0.9])
     return Spread(float(median), float(low), float(high), len(seconds))
@@ -254,10 +255,10 @@ def time_parts(agent: Agent, update: Callable[[], Any]) -> dict[str, float]:
             update()
         while _goes_on([sum(parts.values()) for parts in measured]):
             watch.seconds.clear()
-            _wait(agent.device)
+            finish(agent.device)
             begun = time.perf_counter()
             update()
-            _wait(agent.device)
+            finish(agent.device)
             whole = time.perf_counter() - begun
             seconds = watch.seconds
             seconds["the rest"] = whole - sum(seconds.values())
@@ -289,10 +290,10 @@ class Stopwatch:
 
     def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
-            _wait(self.device)
+            finish(self.device)
             begun = time.perf_counter()
             result = function(*arguments, **named)
-            _wait(self.device)
+            finish(self.device)
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
             return result
 
@@ -306,7 +307,7 @@ def _acting(agent: Agent, replay: Replay, count: int, batch: Batch) -> Callable[
     flags, memory = torch.zeros(count, dtype=torch.bool), agent.start(count)
 
     def act() -> Tensor:
-        agent.forget_weights()  # as after an update
+        agent.acting.forget_weights()  # as after an update
         return agent.act(observation, flags, flags, memory).action.cpu()
 
     return act
@@ -457,10 +458,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        _wait(device)
+        finish(device)
         begun = time.perf_counter()
         left @ right
-        _wait(device)
+        finish(device)
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
 
@@ -480,11 +481,6 @@ def peak_memory(device: torch.device) -> int:
 def _goes_on(seconds: list[float]) -> bool:
     least, most = REPEATS
     return len(seconds) < least or (len(seconds) < most and sum(seconds) < SECONDS)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
 
 
 def table(report: Report) -> str:

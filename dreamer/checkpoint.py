@@ -454,15 +454,29 @@ class RunFolder:
         self._good = found.manifest
         return found
 
+    def check_settings(self, state: dict[str, Any], config: configs.Config) -> None:
+        """Raise CheckpointError if a config is not that of a checkpoint's state."""
+        saved, wanted = state["config"], configs.lasting(config)
+        differing = [
+            f"{key} is {saved.get(key, 'not set')} in the checkpoint, {wanted.get(key, 'not set')} in config.json"
+            for key in sorted(set(saved) | set(wanted))
+            if saved.get(key) != wanted.get(key)
+        ]
+        if differing:
+            raise CheckpointError(f"{self.path / 'config.json'} was changed ({'; '.join(differing)}); put it back")
+
     def load_agent(
         self, device: str = "auto", seed: int = 0, say: Say = warnings.warn, checkpoint: Checkpoint | None = None
     ) -> Agent:
         """The agent of a checkpoint, by default the newest, to act; `seed` is of the actions that it samples."""
         config, chosen = self.config(), choose_device(device)
         observation, action = self.spaces()
+        state = (checkpoint or self.newest(say=say)).state()
+        self.check_settings(state, config)
         agent = Agent(config, observation, action, chosen, choose_dtype(config.run.precision, chosen))
-        agent.load_state_dict((checkpoint or self.newest(say=say)).state()["agent"])
-        agent.generator.manual_seed(seed)
+        agent.load_state_dict(state["agent"])
+        agent.acting.follow()
+        agent.acting.generator.manual_seed(seed)
         return agent
 
 

@@ -120,13 +120,14 @@ class Seeds(NamedTuple):
     """Seeds of independent streams of random numbers."""
 
     parameters: int
-    noise: int
-    sampling: int
+    noise: int  # of learning
+    sampling: int  # of the replay
+    acting: int
 
 
 def seeds(seed: int) -> Seeds:
     """The seeds that stem from the one of a run."""
-    return Seeds(*np.random.SeedSequence(seed).generate_state(3).tolist())
+    return Seeds(*np.random.SeedSequence(seed).generate_state(4).tolist())
 
 
 def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
@@ -184,6 +185,11 @@ def file_name(task: str) -> str:
 def may_change(key: str) -> bool:
     """Whether a setting may differ when a run goes on: it does not change what is learned from a row."""
     return key in ("frames", "replay.capacity") or key.startswith("run.")
+
+
+def lasting(config: Config) -> dict[str, Any]:
+    """The settings, by their names, that a run cannot change."""
+    return {key: value for key, value in flatten(config).items() if not may_change(key)}
 
 
 def make_config(task: str, *, size: str | None = None, settings: Iterable[str] = (), **given: Any) -> Config:

@@ -6,7 +6,8 @@ numbers' generator, which the graph advances at each replay.
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +85,43 @@ class Captured:
         else:
             self._graph.replay()
         return tree.tree_map(torch.clone, self._outputs)
+
+
+class Aside:
+    """A second queue of a GPU: what is launched while it is begun runs beside what is launched afterwards.
+
+    It begins once all that was launched before is done. Afterwards nothing waits for more of it than what came before
+    `release`; whoever needs its results launches that aside as well, or waits. Elsewhere all of this does nothing.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._released: torch.cuda.Event | None = None
+
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        outside = torch.cuda.current_stream()
+        self._stream.wait_stream(outside)
+        self._released = None
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outside.wait_event(self._released or self._stream.record_event())
+
+    def release(self) -> None:
+        """What is launched aside from now on is not waited for."""
+        if self._stream is not None:
+            self._released = self._stream.record_event()
+
+
+def finish(device: torch.device) -> None:
+    """Wait for all that was launched, aside or not."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def moved(value: Tensor, device: torch.device) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import snapshot
-from .agent import Agent, Memory
+from .acting import Memory
+from .agent import Agent
 from .checkpoint import CheckpointError, RunFolder
 from .config import Config
 from .logger import Logger, Terminal

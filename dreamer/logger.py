@@ -24,6 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from .agent import Agent
 from .checkpoint import write_atomically
 from .config import Config
+from .cuda import finish
 from .errors import UserMistake
 from .health import Health
 from .published import Band, compact, curve, passes_zero, short, standing, standing_in_short, tolerance, window
@@ -323,6 +324,7 @@ class Logger:
         scalars = {}
         if self._updates:
             names = list(self._sums)
+            finish(next(iter(self._sums.values())).device)  # an update may be under way
             means = torch.stack([self._sums[name].float() for name in names]).cpu() / self._updates
             scalars = dict(zip(names, means.tolist()))
             self._skipped += round(scalars.get("optimizer/skipped", 0.0) * self._updates)

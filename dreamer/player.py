@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .agent import Agent, Memory
+from .acting import Memory
+from .agent import Agent
 from .errors import UserMistake
 
 

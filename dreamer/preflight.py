@@ -29,7 +29,7 @@ def needs(agent: Agent, replay: Replay) -> Needs:
     # Each parameter has a gradient and two moments beside it.
     parameters = sum(p.numel() * p.element_size() for p in agent.parameters)
     slow = sum(p.numel() * p.element_size() for p in agent.actor_critic.slow_critic.parameters())
-    return Needs(replay.bytes, 4 * parameters + slow, activation_bytes(agent, replay))
+    return Needs(replay.bytes, 4 * parameters + slow + agent.acting.bytes, activation_bytes(agent, replay))
 
 
 def activation_bytes(agent: Agent, replay: Replay) -> int:

@@ -157,7 +157,8 @@ class Replay:
         self.count = 0  # rows of each stream ever added
         self.first = 0  # rows before it were lost to a shorter ring, before this one was loaded
         self.queue: deque[Window] = deque()
-        self._late: tuple[Tensor, Callable[[], list[Tensor]]] | None = None  # places, and latents on their way there
+        # Rows whose latents are to be written, their places, and the latents, which may be on their way.
+        self._late: tuple[np.ndarray, Tensor, Callable[[], list[Tensor]]] | None = None
 
     @property
     def bytes(self) -> int:
@@ -180,7 +181,6 @@ class Replay:
 
     def add(self, transition: Transition) -> None:
         """Append one row to every stream."""
-        self.settle()
         now, before = self.count % self.rows, (self.count - 1) % self.rows
         if self.count:
             # A run that stopped in mid-episode goes on with a reset: the row before it ends an episode too.
@@ -240,8 +240,8 @@ class Replay:
         """Overwrite the latents of rows 1..T of some windows by new posteriors (B, T, ...).
 
         Windows may overlap; then the last one counts. Where a posterior is not finite the old one stays, since what
-        starts from it would not be finite either. This does not wait for a GPU that still computes them: those of a
-        replay in the machine's memory are written by `settle`, which everything that looks at them calls first.
+        starts from it would not be finite either. A GPU may still compute them and rows may be added meanwhile: they
+        are written by `settle`, which everything that looks at latents calls first.
         """
         self.settle()
         written = self._places(windows)[:, 1:].reshape(-1)
@@ -250,18 +250,20 @@ class Replay:
         chosen = moved(torch.from_numpy(picks), latent.deter.device)
         deter = latent.deter.flatten(0, 1)[chosen].to(self.data["deter"].dtype)
         stoch = latent.stoch.flatten(0, 1)[chosen].argmax(-1).to(self.data["stoch"].dtype)
+        rows = np.array([window.start for window in windows])[:, None] + np.arange(1, self.length + 1)
         places = moved(torch.from_numpy(written[picks]), self.device)
-        self._late = places, fetch([deter, stoch], self.device)
-        if self.device.type != "cpu":
-            self.settle()  # launched, not waited for
+        self._late = rows.reshape(-1)[picks], places, fetch([deter, stoch], self.device)
 
     def settle(self) -> None:
-        """Write the latents of the last `refresh`, if they are not yet."""
+        """Write the latents of the last `refresh`, if they are not yet, but for rows that were overwritten since."""
         if self._late is None:
             return
-        places, arrive = self._late
+        rows, places, arrive = self._late
         self._late = None
         deter, stoch = arrive()
+        if (rows < self.oldest).any():
+            left = moved(torch.from_numpy(np.flatnonzero(rows >= self.oldest)), self.device)
+            places, deter, stoch = places[left], deter[left], stoch[left]
         finite = torch.isfinite(deter).all(-1, keepdim=True)
         for key, new in (("deter", deter), ("stoch", stoch)):
             held = self.data[key].flatten(0, 1)

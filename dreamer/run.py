@@ -12,7 +12,7 @@ import torch
 
 from . import preflight, snapshot
 from .agent import Agent
-from .checkpoint import CheckpointError, RunFolder
+from .checkpoint import RunFolder
 from .compiling import prepare
 from .config import CPU_SIZE, PROTOCOLS, Config, seeds, smallest_capacity
 from .errors import UserMistake
@@ -100,7 +100,7 @@ def _train(
     checkpoint, counters = folder.resume(terminal.say), Counters(environments.repeat)
     state = checkpoint.state() if checkpoint else None
     if state:
-        check_settings(folder, state["config"], config)
+        folder.check_settings(state, config)
         counters = Counters(**state["counters"])
         if counters.frames >= config.frames:
             terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
@@ -156,18 +156,6 @@ def check_spaces(folder: RunFolder, environments: Any) -> None:
             f"{folder.path} holds an agent that {in_words(*before)}, but the environment has changed and now asks "
             f"for one that {in_words(*now)}; give another --run"
         )
-
-
-def check_settings(folder: RunFolder, saved: dict[str, Any], config: Config) -> None:
-    """Raise CheckpointError if the run's config is not that of its checkpoint."""
-    wanted = snapshot.settings(config)
-    differing = [
-        f"{key} is {saved.get(key, 'not set')} in the checkpoint, {wanted.get(key, 'not set')} in config.json"
-        for key in sorted(set(saved) | set(wanted))
-        if saved.get(key) != wanted.get(key)
-    ]
-    if differing:
-        raise CheckpointError(f"{folder.path / 'config.json'} was changed ({'; '.join(differing)}); put it back")
 
 
 def describe(config: Config, agent: Agent, replay: Replay, environments: Any, need: preflight.Needs) -> list[str]:

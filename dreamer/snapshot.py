@@ -5,9 +5,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from .agent import Agent, Memory
+from .acting import Memory
+from .agent import Agent
 from .checkpoint import arrays, plain
-from .config import Config, flatten, may_change
+from .config import lasting
 from .replay import Replay
 from .rssm import State
 from .train import Counters
@@ -38,17 +39,12 @@ def take(
     """
     return {
         "counters": asdict(counters),
-        "config": settings(agent.config),
+        "config": lasting(agent.config),
         "agent": agent.state_dict(),
         "sampler": replay.generator.get_state(),
         "observer": plain(observer.get_state()),
         "episodes": _episodes(environments, memory),
     }
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """The settings that a run cannot change."""
-    return {key: value for key, value in flatten(config).items() if not may_change(key)}
 
 
 def _episodes(environments: Episodes, memory: Memory | None) -> dict[str, Any] | None:

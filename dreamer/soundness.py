@@ -42,8 +42,8 @@ class Soundness:
         self._unread.append((batch, metrics, counters.updates))
 
     def rows(self, rows: Rows, counters: Counters) -> None:
-        """Read what became of the last updates: they are done by now, since the actions that follow them are known."""
-        unread, self._unread = self._unread, []
+        """Read what became of updates; the last one may still be under way."""
+        unread, self._unread = self._unread[:-1], self._unread[-1:]
         for batch, metrics, number in unread:
             if not metrics["optimizer/skipped"]:
                 self._in_a_row = 0

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .agent import Agent, Memory
+from .acting import Memory
+from .agent import Agent
 from .config import Config
 from .cuda import moved
 from .replay import Batch, Replay, Transition
@@ -123,28 +124,31 @@ def train(
         try:
             rows = environments.step(agent.action_spec.to_environment(actions))
         except Exception:
+            agent.wait()
             saver.save(None)  # nothing is half done here: what was learned so far is kept
             raise
         seen = tensors(rows, replay.device)  # which a GPU's replay and its agent share
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory)
         replay.add(Transition(**seen, action=memory.action, latent=memory.state))
-        # Fetched before learning: the environments' next actions do not wait for a GPU that learns.
         actions = memory.action.cpu().numpy()
         counters.rows += count
         for observer in observers:
             observer.rows(rows, counters)
 
         for _ in range(schedule.due(count, replay.starts)):
-            batch, windows = replay.sample(config.replay.batch)
-            metrics, posterior = agent.update(batch)
-            replay.refresh(windows, posterior)
-            counters.updates += 1
-            for observer in observers:
-                observer.update(metrics, batch, counters)
-                observer.show(agent, batch, counters)
+            with agent.learning():  # which a GPU does beside the rows to come: they act by the weights before it
+                batch, windows = replay.sample(config.replay.batch)
+                metrics, posterior = agent.update(batch)
+                replay.refresh(windows, posterior)
+                counters.updates += 1
+                for observer in observers:
+                    observer.update(metrics, batch, counters)
+                    observer.show(agent, batch, counters)
 
         if saver.due():
+            agent.wait()
             saver.save(memory)
+    agent.wait()
     saver.save(memory)
 
 

@@ -83,7 +83,7 @@ class _Dreams:
 
     def reseed(self, generator: np.random.Generator) -> None:
         self.dream.reseed(int(generator.integers(2**62)))
-        self.agent.generator.manual_seed(int(generator.integers(2**62)))
+        self.agent.acting.generator.manual_seed(int(generator.integers(2**62)))
 
     def flat(self, action: Any, count: int) -> Tensor:
         """Actions of the action space, (count, ...), as flat ones (count, A)."""

@@ -28,6 +28,7 @@ from gymnasium import spaces
 
 from .errors import EnvironmentFailed, TaskError
 from .images import nearest_side, resize
+from .integers import as_integers
 from .saving import can_save_state
 
 MOST_CHANNELS = 16  # a last axis that is longer than this, and longer than the first, is the width
@@ -205,13 +206,11 @@ def _convert_image(
         notes.append(f"Observation '{key}' is resized from {height}x{width} to {shape[0]}x{shape[1]} pixels.")
 
     def convert(value: Any) -> np.ndarray:
-        given = np.asarray(value)
-        if given.shape != space.shape or given.dtype.kind not in "iub":
+        image = as_integers(value, np.uint8, f"Observation '{key}'")
+        if image.shape != space.shape:
             raise EnvironmentFailed(
-                f"Observation '{key}' is {given.dtype} of shape {given.shape}, but its space says uint8 of shape "
-                f"{space.shape}."
+                f"Observation '{key}' is of shape {image.shape}, but its space says {space.shape}: correct one of them."
             )
-        image = given.astype(np.uint8, copy=False)
         if image.ndim == 2:
             image = image[:, :, None]
         elif channels_first:
@@ -236,7 +235,7 @@ def _convert_numbers(
             notes.append(f"Observation '{key}' ({_describe(space)}) is taken as {_amount(counts)}.")
 
         def to_classes(value: Any) -> np.ndarray:
-            indices = np.asarray(value).reshape(-1).astype(np.int64) - start
+            indices = as_integers(value, np.int64, f"Observation '{key}'").reshape(-1) - start
             if ((indices < 0) | (indices >= counts)).any():
                 raise EnvironmentFailed(
                     f"Observation '{key}' has values from {np.min(value)} to {np.max(value)}, outside its space: "

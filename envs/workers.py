@@ -44,6 +44,7 @@ import gymnasium
 import numpy as np
 
 from .errors import EnvironmentFailed, TaskError, blaming, is_own
+from .integers import as_integers
 from .saving import can_save_state
 
 # How long an environment may take to close before its process is killed.
@@ -139,8 +140,11 @@ class Local:
         for key, space in self.facts.observation_space.spaces.items():
             if key not in outcome.observation:
                 raise EnvironmentFailed(f"{self._name} returned an observation without '{key}', which its space has.")
+            dtype = np.dtype(space.dtype)
             with blaming(self._name, f"when its observation '{key}' was read"):
-                value = np.asarray(outcome.observation[key], space.dtype)
+                value = np.asarray(outcome.observation[key], dtype if dtype.kind == "f" else None)
+            if dtype.kind != "f":
+                value = as_integers(value, dtype, f"{self._name} returned an observation whose '{key}'")
             if value.shape != space.shape:
                 raise EnvironmentFailed(
                     f"{self._name} returned the observation '{key}' with shape {value.shape}; its space has "

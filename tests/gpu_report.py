@@ -94,7 +94,11 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
         for each in profiler.key_averages()
         if device.type != "cuda" or each.device_type == torch.autograd.DeviceType.CUDA
     ]
-    busy = sum(getattr(each, on) for each in kernels) / 1e6
+    if device.type == "cuda":  # acting runs beside learning
+        found = [each for each in profiler.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+        busy = covered([(each.time_range.start, each.time_range.end) for each in found]) / 1e6
+    else:
+        busy = sum(getattr(each, on) for each in kernels) / 1e6
     lines = [
         f"{task}, {size}, ratio {ratio:g}: {counters.updates - before} updates in {wall:.2f} s, the device busy for "
         f"{busy:.2f} s, {busy / wall:.0%} (profiled, which slows the launching down)",
@@ -103,6 +107,15 @@ def profile(task: str, size: str, ratio: float, settings: tuple[str, ...], secon
     for each in sorted(kernels, key=lambda each: -getattr(each, on))[:KERNELS]:
         lines.append(f"{getattr(each, on) / 1e3:10.1f} ms {each.count:8} x  {each.key[:90]}")
     return lines
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """How long at least one of some spans lasts."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 class Report:

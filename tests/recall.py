@@ -24,7 +24,7 @@ from torch.utils import _pytree as tree
 
 import envs
 from dreamer import actor_critic, replay, rssm
-from dreamer.agent import Agent
+from dreamer.acting import Acting
 from dreamer.config import make_config
 from dreamer.train import Counters, tensors, train
 
@@ -177,7 +177,7 @@ def shifted_actions():
 @contextlib.contextmanager
 def no_reset():
     """What was before an episode is carried into it, state and action, in learning and in acting."""
-    observe, policy = rssm.RSSM.observe, Agent._policy
+    observe, policy = rssm.RSSM.observe, Acting.policy
 
     def never(is_first):
         return torch.zeros_like(is_first)
@@ -188,7 +188,7 @@ def no_reset():
     def acting(self, weights, memory, observation, is_first, *random_numbers):
         return policy(self, weights, memory, observation, never(is_first), *random_numbers)
 
-    with mock.patch.object(rssm.RSSM, "observe", learning), mock.patch.object(Agent, "_policy", acting):
+    with mock.patch.object(rssm.RSSM, "observe", learning), mock.patch.object(Acting, "policy", acting):
         yield
 
 

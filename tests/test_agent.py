@@ -8,7 +8,8 @@ import tiny
 import torch
 
 import dreamer.agent
-from dreamer.agent import Agent, Memory, total_loss
+from dreamer.acting import Memory
+from dreamer.agent import Agent, total_loss
 from dreamer.config import LossScales, make_config
 from dreamer.replay import Batch
 from dreamer.rssm import State
@@ -55,6 +56,7 @@ def make(
             behavior = agent.actor_critic
             for head in (agent.world_model.reward, behavior.critic, behavior.slow_critic):
                 head.out.bias.sub_(away)
+    agent.acting.follow()
     return agent
 
 
@@ -437,7 +439,13 @@ def memory_of(agent: Agent, n: int = 3, seed: int = 5) -> Memory:
 
 
 def act(agent: Agent, *args, **kwargs) -> Memory:
-    agent.generator.manual_seed(7)
+    """By the newest weights."""
+    agent.acting.follow()
+    return act_as_it_is(agent, *args, **kwargs)
+
+
+def act_as_it_is(agent: Agent, *args, **kwargs) -> Memory:
+    agent.acting.generator.manual_seed(7)
     return agent.act(*args, **kwargs)
 
 
@@ -528,7 +536,7 @@ def test_acting_step_by_step_gives_the_posteriors_of_the_sequence(action):
     memory = Memory(batch.start, batch.prev_action[:, 0])
     actions, states = [], []
     for t in range(T):
-        agent._uniform = lambda *shape, t=t: uniform[:, t]
+        agent.acting._uniform = lambda *shape, t=t: uniform[:, t]
         actions.append(memory.action)
         observation = {key: value[:, t] for key, value in batch.observation.items()}
         memory = agent.act(observation, is_first[:, t], is_last[:, t], memory)
@@ -540,24 +548,44 @@ def test_acting_step_by_step_gives_the_posteriors_of_the_sequence(action):
         assert torch.equal(state.stoch, posterior.stoch[:, t])
 
 
-def test_acting_uses_the_newest_parameters():
-    agent = make(VECTOR, DISCRETE, *FAST)
-    stale = act(agent, observation_of(), NO, NO, memory_of(agent))
+def test_it_acts_by_the_weights_that_the_last_update_began_with():
+    agent, twin, given = make(VECTOR, DISCRETE, *FAST), make(VECTOR, DISCRETE, *FAST), (observation_of(), NO, NO)
+    memory = memory_of(agent)
+    stale = agent.act(*given, memory)
     for _ in range(3):
         agent.update(make_batch())
-    twin = make(VECTOR, DISCRETE, *FAST)
-    act(twin, observation_of(), NO, NO, memory_of(twin))
-    twin.load_state_dict(agent.state_dict())
-    ours, theirs = (act(a, observation_of(), NO, NO, memory_of(a)) for a in (agent, twin))
+    for _ in range(2):
+        twin.update(make_batch())
+    ours = act_as_it_is(agent, *given, memory)
+    theirs = act(twin, *given, memory)
     assert torch.equal(ours.state.deter, theirs.state.deter) and torch.equal(ours.action, theirs.action)
     assert not torch.allclose(ours.state.deter, stale.state.deter)
+    newest = act(agent, *given, memory)
+    assert not torch.allclose(ours.state.deter, newest.state.deter, rtol=1e-6, atol=1e-7)
+
+
+def test_what_acts_is_saved_with_what_learns():
+    agent, twin, given = make(VECTOR, DISCRETE, *FAST), make(VECTOR, DISCRETE, *FAST), (observation_of(), NO, NO)
+    for _ in range(3):
+        agent.update(make_batch())
+    state = copy.deepcopy(agent.state_dict())
+    twin.load_state_dict(state)
+    memory = memory_of(agent)
+    for _ in range(2):  # the random numbers go on as well
+        ours, theirs = agent.act(*given, memory), twin.act(*given, memory)
+        assert torch.equal(ours.state.deter, theirs.state.deter) and torch.equal(ours.action, theirs.action)
+    del state["acting"]  # as earlier versions saved it
+    twin.load_state_dict(state)
+    newest, theirs = act(agent, *given, memory), act_as_it_is(twin, *given, memory)
+    assert torch.equal(newest.state.deter, theirs.state.deter)
 
 
 def test_warming_up_leaves_no_trace():
     agent, batch = make(), make_batch()
-    before, noise = snapshot(agent), agent.generator.get_state()
+    before, noise, acting = snapshot(agent), agent.generator.get_state(), copy.deepcopy(agent.acting.state_dict())
     agent.warm_up(batch, environments=2)
     assert torch.equal(agent.generator.get_state(), noise)
+    torch.testing.assert_close(agent.acting.state_dict(), acting, rtol=0, atol=0)
     assert all(torch.equal(p, before[name]) for name, p in snapshot(agent).items())
     assert all(p.grad is None for p in agent.parameters)
     assert agent.optimizer.updates == 0 and agent.actor_critic.return_high == 0
@@ -585,7 +613,8 @@ def test_an_update_with_a_loss_that_is_not_finite_moves_nothing():
     replay.settle()
     assert metrics["optimizer/skipped"] == 1
     after = agent.state_dict()
-    del before["generator"], after["generator"]
+    for state in (before, after):  # what acts has caught up
+        del state["generator"], state["acting"]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert torch.isfinite(replay.data["deter"][:, : replay.count]).all()
     assert torch.isfinite(latents[:, : replay.count]).all()

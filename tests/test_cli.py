@@ -206,9 +206,10 @@ def test_a_config_that_was_changed_by_hand_is_noticed(run, key, value):
     path = run / "config.json"
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {key: value, "frames": 100}))
-    sentence = mistake("train", "--run", run)
-    assert "config.json was changed (" in sentence and "put it back" in sentence
-    assert f"{key} is {data[key]} in the checkpoint, {value} in config.json" in sentence
+    for command in (["train", "--run", run], ["evaluate", run, "--episodes", 1]):
+        sentence = mistake(*command)
+        assert "config.json was changed (" in sentence and "put it back" in sentence
+        assert f"{key} is {data[key]} in the checkpoint, {value} in config.json" in sentence
 
 
 def test_fewer_frames_and_then_more(run):

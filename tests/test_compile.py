@@ -81,9 +81,10 @@ def fresh(compiled: Agent) -> tuple[Agent, Agent]:
 def test_warm_up_leaves_no_trace(compiled):
     eager = make_agent()
     agent = fresh(compiled)[1]
-    before = agent.generator.get_state()
+    generators = agent.generator, agent.acting.generator
+    before = [each.get_state() for each in generators]
     agent.warm_up(make_agent_blank(agent), environments=2)
-    assert torch.equal(agent.generator.get_state(), before)
+    assert all(torch.equal(each.get_state(), state) for each, state in zip(generators, before))
     assert all(torch.equal(a, b) for a, b in zip(agent.parameters, eager.parameters))
     assert all(p.grad is None for p in agent.parameters)
     assert agent.actor_critic.return_high == 0

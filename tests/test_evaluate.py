@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from dreamer.agent import Memory
+from dreamer.acting import Memory
 from dreamer.errors import UserMistake
 from dreamer.evaluate import Scores, evaluate
 from dreamer.rssm import State
@@ -129,7 +129,7 @@ def test_greedy_play_does_not_depend_on_the_generator():
         config = tiny.tiny_config("model.stoch=1", "model.classes=1")  # the latents' sampling aside
         vector = tiny.counting_vector(1, episodes=((20, True),))
         agent = tiny.tiny_agent(config, vector)
-        agent.generator.manual_seed(seed)
+        agent.acting.generator.manual_seed(seed)
         return evaluate(agent, vector, 2, greedy)
 
     assert play(1, True) == play(2, True)

@@ -103,3 +103,8 @@ def test_without_a_gpu_it_says_so_at_once(tmp_path, monkeypatch):
     result = CliRunner().invoke(gpu_report.main, ["--out", str(tmp_path / "gpu")])
     assert result.exit_code == 2 and "this machine has no cuda device that torch can use" in result.output
     assert not (tmp_path / "gpu").exists()
+
+
+def test_what_runs_side_by_side_is_counted_once():
+    assert gpu_report.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    assert gpu_report.covered([]) == 0

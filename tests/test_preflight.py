@@ -54,11 +54,13 @@ def test_nothing_is_kept_of_it_afterwards(parts, monkeypatch):
     assert not any("seen" in node.metadata for node in nodes())
 
 
-def test_the_model_counts_four_times_and_the_slow_critic_once(parts):
+def test_the_model_counts_four_times_and_the_slow_critic_and_what_acts_once(parts):
     _, agent, replay = parts
     need = needs(agent, replay)
     slow = sum(p.numel() for p in agent.actor_critic.slow_critic.parameters())
-    assert need.model == 4 * (4 * agent.parameter_count + slow)
+    modules = agent.world_model.encoder, agent.world_model.rssm, agent.actor_critic.actor
+    acting = sum(p.numel() for module in modules for p in module.parameters())
+    assert need.model == 4 * (4 * agent.parameter_count + slow + acting)
     assert need.replay == replay.bytes and need.on(agent, replay) == sum(need)
 
 

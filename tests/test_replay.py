@@ -195,11 +195,10 @@ def test_of_overlapping_windows_the_last_one_counts():
     "look",
     [
         lambda replay: replay.sample(1),
-        lambda replay: replay.add(tiny.id_row(1, 30)),
         lambda replay: replay.export_latents(0, 30),
         lambda replay: replay.refresh([Window(0, 20)], latents(1, 4, 7)),
     ],
-    ids=["sample", "add", "export", "refresh"],
+    ids=["sample", "export", "refresh"],
 )
 def test_a_refresh_waits_for_nothing_until_somebody_looks(monkeypatch, look):
     waited = []
@@ -219,6 +218,18 @@ def test_a_refresh_waits_for_nothing_until_somebody_looks(monkeypatch, look):
     assert len(waited) <= 2  # once for each refresh
 
 
+def test_rows_are_added_while_latents_are_on_their_way():
+    """A ring of 10 rows, of which 8 to 17 are held; four more overwrite 8 to 11, two of which were refreshed."""
+    replay = tiny.fill(tiny.id_replay(capacity=10, length=4), 18)
+    replay.refresh([Window(0, 9)], latents(1, 4, 50))  # rows 10, 11, 12, 13
+    tiny.fill(replay, 4, first=18)
+    added = replay.data["deter"][0, [8, 9, 0, 1], 0].tolist()
+    assert added == pytest.approx([18.125, 19.125, 20.125, 21.125])
+    replay.settle()
+    assert replay.data["deter"][0, [8, 9, 0, 1], 0].tolist() == added
+    assert replay.data["deter"][0, [2, 3, 4], 0].tolist() == pytest.approx([50.5, 50.75, 14.125])
+
+
 def test_latents_are_refreshed_across_the_seam_and_served_afterwards():
     replay = tiny.fill(tiny.id_replay(capacity=10, length=4), 18)
     replay.refresh([Window(0, 8)], latents(1, 4, 50))  # rows 9, 10, 11, 12 lie at 9, 0, 1, 2
@@ -235,6 +246,7 @@ def test_latents_are_refreshed_across_the_seam_and_served_afterwards():
 def test_an_update_refreshes_what_it_has_seen():
     config, agent, vector, replay, counters = tiny.tiny_run(frames=200)
     train(config, agent, vector, replay, counters, [tiny.Silent()], tiny.Unsaved(), tiny.never)
+    replay.settle()
     before = replay.data["deter"].clone()
     batch, windows = replay.sample(2)
     _, posterior = agent.update(batch)

@@ -32,6 +32,7 @@ def test_the_first_batch_is_kept_and_only_that(parts, tmp_path):
     assert not list(tmp_path.iterdir())
     told(soundness, bad, True, 2, reward=NAN)
     told(soundness, worse, True, 3, reward=NAN)
+    told(soundness, good, False, 4, reward=1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["not_finite.pt"]
     kept = torch.load(tmp_path / "not_finite.pt", weights_only=True)
     assert kept["update"] == 2 and kept["metrics"]["loss/reward"].isnan()
@@ -50,11 +51,12 @@ def test_a_sound_update_between_them_is_a_new_beginning(parts):
     told(soundness, batch, True, 0)
     with pytest.raises(NotFinite) as error:
         told(soundness, batch, True, 0, reward=NAN, actor=1.0, total=NAN)
+        told(soundness, batch, True, 1)
     assert f"the last {MOST_IN_A_ROW} updates were skipped, since the loss of reward was not finite" in str(error.value)
     assert str(error.value).endswith("not_finite.pt") and "\n" not in str(error.value)
 
 
-def test_nothing_is_read_before_the_next_row(parts):
+def test_nothing_is_read_before_the_next_update(parts):
     _, replay, soundness = parts
     batch, _ = replay.sample(2)
 
@@ -63,6 +65,10 @@ def test_nothing_is_read_before_the_next_row(parts):
             raise AssertionError("a GPU would be waited for")
 
     soundness.update({"optimizer/skipped": Unreadable()}, batch, Counters(1))
+    soundness.rows(None, Counters(1))
+    soundness.update({"optimizer/skipped": Unreadable()}, batch, Counters(1))
+    with pytest.raises(AssertionError, match="waited for"):
+        soundness.rows(None, Counters(1))
 
 
 def test_in_words(parts):

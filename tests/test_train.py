@@ -1,3 +1,4 @@
+import contextlib
 from collections import Counter
 from fractions import Fraction
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from dreamer.agent import Memory
+from dreamer.acting import Memory
 from dreamer.replay import Replay
 from dreamer.rssm import State
 from dreamer.train import Counters, Schedule, train
@@ -131,6 +132,15 @@ class World:
         self.acts += 1
         return self.memory(self.acts)
 
+    @contextlib.contextmanager
+    def learning(self):
+        self.tape.append(("aside",))
+        yield
+        self.tape.append(("back",))
+
+    def wait(self):
+        self.tape.append(("wait",))
+
     def update(self, batch):
         self.tape.append(("update", batch))
         return {"number": torch.tensor(float(self.samples))}, f"posterior of {batch}"
@@ -229,10 +239,12 @@ def test_one_environment_row_by_row():
         ("act", 12, "after", 11, no, yes),
         ("add", 12, [120]),
         ("rows", 12, 12),
+        ("aside",),
         ("sample",),
         ("update", "batch 1"),
         ("refresh", "windows 1", "posterior of batch 1"),
         ("updated", 1, 1),
+        ("back",),
         ("due?",),
         ("step", [120]),
         ("act", 13, "after", 12, yes, no),
@@ -243,17 +255,20 @@ def test_one_environment_row_by_row():
         ("act", 14, "after", 13, no, no),
         ("add", 14, [140]),
         ("rows", 14, 14),
+        ("aside",),
         ("sample",),
         ("update", "batch 2"),
         ("refresh", "windows 2", "posterior of batch 2"),
         ("updated", 2, 2),
+        ("back",),
         ("due?",),
+        ("wait",),
         ("save", 14, 2),
     ]
 
 
 def test_environments_step_while_the_update_runs(monkeypatch):
-    """A GPU has only been given the update when the next step is taken: what that step needs was fetched before."""
+    """Nothing that waits for a GPU's update comes after it but for what is done aside, and before saving."""
     world = World(tiny.tiny_config("ratio=8", frames=4 * 20))
     fetch = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda value: world.tape.append(("fetch",)) or fetch(value))
@@ -261,7 +276,8 @@ def test_environments_step_while_the_update_runs(monkeypatch):
     learning = [turn.split() for turn in turns if "update " in turn]
     assert len(learning) == 9
     for turn in learning:
-        assert turn == ["act", "add", "fetch", "rows", "sample", "update", "refresh", "updated", "due?"] + turn[9:]
+        assert " ".join(turn[:11]) == "act add fetch rows aside sample update refresh updated back due?"
+        assert turn[11::2] == len(turn[11::2]) * ["wait"] and turn[12::2] == len(turn[12::2]) * ["save"]
 
 
 def test_several_environments_row_by_row():
@@ -273,28 +289,37 @@ def test_several_environments_row_by_row():
         ("act", 8, "after", 7, [False, False], [True, True]),
         ("add", 8, [80, 81]),
         ("rows", 8, 16),
+        ("aside",),
         ("sample",),
         ("update", "batch 1"),
         ("refresh", "windows 1", "posterior of batch 1"),
         ("updated", 1, 1),
+        ("back",),
         ("due?",),
         ("step", [80, 81]),
         ("act", 9, "after", 8, [True, True], [False, False]),
         ("add", 9, [90, 91]),
         ("rows", 9, 18),
+        ("aside",),
         ("sample",),
         ("update", "batch 2"),
         ("refresh", "windows 2", "posterior of batch 2"),
         ("updated", 2, 2),
+        ("back",),
+        ("aside",),
         ("sample",),
         ("update", "batch 3"),
         ("refresh", "windows 3", "posterior of batch 3"),
         ("updated", 3, 3),
+        ("back",),
+        ("aside",),
         ("sample",),
         ("update", "batch 4"),
         ("refresh", "windows 4", "posterior of batch 4"),
         ("updated", 4, 4),
+        ("back",),
         ("due?",),
+        ("wait",),
         ("save", 18, 4),
     ]
 
@@ -313,16 +338,19 @@ def test_which_update_follows_which_row_with_several_environments():
 
 
 def test_it_stops_at_the_frames():
+    def at(row, rows):
+        return ("rows", row, rows), ("due?",)
+
     # Frames are rows * 4: the row that reaches them is the last.
-    assert World(tiny.tiny_config(frames=41)).run()[-3:] == [("rows", 11, 11), ("due?",), ("save", 11, 0)]
-    assert World(tiny.tiny_config(frames=40)).run()[-4] == ("rows", 10, 10)  # a save is due every fifth call
-    assert World(tiny.tiny_config(frames=41, envs=2)).run()[-3:] == [("rows", 6, 12), ("due?",), ("save", 12, 0)]
+    assert World(tiny.tiny_config(frames=41)).run()[-4:] == [*at(11, 11), ("wait",), ("save", 11, 0)]
+    assert World(tiny.tiny_config(frames=40)).run()[-6] == ("rows", 10, 10)  # a save is due every fifth call
+    assert World(tiny.tiny_config(frames=41, envs=2)).run()[-4:] == [*at(6, 12), ("wait",), ("save", 12, 0)]
 
 
 def test_nothing_happens_when_all_frames_are_seen():
     world = World(tiny.tiny_config(frames=40))
     world.counters.rows = 10
-    assert world.run() == [("start",), ("save", 10, 0)]
+    assert world.run() == [("start",), ("wait",), ("save", 10, 0)]
 
 
 def test_it_goes_on_counting_where_a_run_stopped():
@@ -336,13 +364,16 @@ def test_a_request_stops_after_a_whole_turn():
     world = World(tiny.tiny_config("ratio=4", frames=4000))
     world.stop_after = 12
     tape = world.run()
-    assert tape[-7:] == [
+    assert tape[-10:] == [
         ("rows", 12, 12),
+        ("aside",),
         ("sample",),
         ("update", "batch 1"),
         ("refresh", "windows 1", "posterior of batch 1"),
         ("updated", 1, 1),
+        ("back",),
         ("due?",),
+        ("wait",),
         ("save", 12, 1),
     ]
 
@@ -352,7 +383,7 @@ def test_it_saves_after_the_updates_of_a_row():
     tape = world.run()
     saves = [event for event in tape if event[0] == "save"]
     assert saves == [("save", 5, 0), ("save", 10, 0), ("save", 15, 2), ("save", 20, 5), ("save", 21, 5)]
-    assert all(tape[tape.index(event) - 1] == ("due?",) for event in saves)
+    assert all(tape[tape.index(event) - 2 : tape.index(event)] == [("due?",), ("wait",)] for event in saves)
     assert tape[-1] == saves[-1]  # and at the end
 
 

@@ -349,14 +349,53 @@ def test_what_counts_as_a_failure(what, said):
         run(vector, 2)
 
 
-@pytest.mark.parametrize("image", [np.zeros((48, 48, 3)), np.zeros((50, 48, 3), np.uint8)])
-def test_images_are_what_their_space_says(image):
-    class Painting(gymnasium.Env):
-        observation_space = spaces.Box(0, 255, (48, 48, 3), np.uint8)
-        action_space = spaces.Discrete(2)
+IMAGE = spaces.Box(0, 255, (48, 48, 3), np.uint8)
 
-        def reset(self, *, seed=None, options=None):
-            return image, {}
 
-    with pytest.raises(envs.EnvironmentFailed, match=r"but its space says uint8 of shape \(48, 48, 3\)"):
-        envs.Vector([lambda: envs.Adapt(Painting())], [1]).step({"action": np.zeros(1, int)})
+class Painting(gymnasium.Env):
+    """Shows whatever it is given, whatever its space."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space, value):
+        self.observation_space, self.value = space, value
+
+    def reset(self, *, seed=None, options=None):
+        return self.value, {}
+
+
+def image(dtype, value=0, height=48):
+    return np.full((height, 48, 3), value, dtype)
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "said"),
+    [
+        (IMAGE, image(float), "'image' is float64, but its space says uint8: convert it with astype"),
+        (IMAGE, image(int, 256), "'image' has values from 256 to 256, but its space says uint8: correct one of them"),
+        (IMAGE, image(np.int8, -1), "'image' has values from -1 to -1, but its space says uint8"),
+        (spaces.Discrete(3), 1.5, "'vector' is float64, but its space says int64"),
+    ],
+)
+@pytest.mark.parametrize("adapted", [True, False])
+def test_integers_are_what_their_space_says(space, value, said, adapted):
+    """Nothing is cast into another number; an environment that is used as it is (not adapted) is held to it, too."""
+    if not adapted:
+        space = spaces.Dict({"image": IMAGE} if space is IMAGE else {"vector": spaces.MultiDiscrete([3])})
+        value = {key: np.reshape(value, part.shape) for key, part in space.items()}
+    vector = envs.Vector([lambda: envs.Adapt(Painting(space, value))], [1])
+    with pytest.raises(envs.EnvironmentFailed, match=said):
+        vector.step({"action": np.zeros(1, int)})
+
+
+def test_images_have_the_shape_of_their_space():
+    vector = envs.Vector([lambda: envs.Adapt(Painting(IMAGE, image(np.uint8, height=50)))], [1])
+    with pytest.raises(envs.EnvironmentFailed, match=r"of shape \(50, 48, 3\), but its space says \(48, 48, 3\)"):
+        vector.step({"action": np.zeros(1, int)})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16, bool])
+def test_integers_of_another_kind_are_taken(dtype):
+    vector = envs.Vector([lambda: envs.Adapt(Painting(IMAGE, image(dtype, 1)))], [1])
+    seen = vector.step({"action": np.zeros(1, int)}).observation["image"]
+    assert seen.dtype == np.uint8 and (seen == 1).all()
