@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
+import contextlib
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .own_envs import own_envs
+from .stopping import StoppedAtOnce
 
 if TYPE_CHECKING:
     from .config import Config
@@ -39,6 +41,8 @@ class Commands(click.Group):
             return super().invoke(context)
         except click.exceptions.NoArgsIsHelpError:
             raise
+        except StoppedAtOnce as error:
+            raise SystemExit(error.args[0]) from None
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "dreamer"
             raise UserError(f"{error.format_message().rstrip('.')}; see {path} --help") from error
@@ -104,13 +108,11 @@ def train(
         if folder.is_foreign:
             raise UserError(f"{run} is not empty and holds no run (no config.json); give another --run")
 
-    from .run import StoppedAtOnce, start
+    from .run import start
 
     environments = _environments(config, config.envs, config.seed, guarded=True, restarts=config.run.restarts)
     try:
         start(config, folder, environments)
-    except StoppedAtOnce as error:
-        raise SystemExit(error.args[0]) from None
     finally:
         environments.close()
 
@@ -188,8 +190,12 @@ def evaluate(
     video: Path | None,
     as_json: bool,
 ) -> None:
-    """Score the checkpoint of RUN on whole episodes."""
+    """Score the checkpoint of RUN on whole episodes.
+
+    Ctrl-C ends it with the scores of those that are over.
+    """
     from .evaluate import evaluate as play
+    from .stopping import StopSignal
     from .video import check_path, write
 
     if episodes < 1:
@@ -198,12 +204,19 @@ def evaluate(
         check_path(video)
     film: list[Any] | None = [] if video is not None else None
     config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device, drawn=film is not None)
+    stop = StopSignal("the episodes that are over are scored")
     try:
-        scores = play(agent, environments, episodes, greedy, film, terminal.progress)
+        with contextlib.redirect_stdout(sys.stderr):  # of what environments print
+            scores = play(agent, environments, episodes, greedy, film, terminal.progress, stop)
     finally:
         environments.close()
         terminal.clear()
-    _print_scores(config, scores, as_json)
+    if (over := len(scores.scores)) < episodes:
+        click.echo(f"Stopped after {over} of {episodes} episodes" + ", which favours short ones" * (over > 0), err=True)
+    if over:
+        _print_scores(config, scores, as_json)
+    if stop():
+        raise SystemExit(128 + stop.requested)
     if video is None:
         return
     if not film:
@@ -388,7 +401,7 @@ def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) 
     config = folder.config()
     terminal = Terminal()
     agent = folder.load_agent(device, seed, terminal.say)
-    environments = _environments(config, count, seed, drawn=drawn)
+    environments = _environments(config, count, seed, guarded=":" in config.task, drawn=drawn)
     try:
         check_spaces(folder, environments)
     except BaseException:

@@ -49,6 +49,7 @@ def evaluate(
     greedy: bool = False,
     film: list[np.ndarray] | None = None,
     report: Callable[[str], None] = lambda text: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Play whole episodes.
 
@@ -60,6 +61,7 @@ def evaluate(
         episodes: at least 1.
         greedy: the most likely action instead of a sample.
         report: is told how far it is, at every step.
+        stopped: ends it at once, with what is over by then.
         film: gets the pictures (H, W, 3) of the first environment's first episode, where it can draw itself.
     """
     if episodes < 1:
@@ -69,7 +71,7 @@ def evaluate(
     finished: list[list[tuple[float, int]]] = [[] for _ in range(count)]
     score, length = np.zeros(count), np.zeros(count, int)
     memory = agent.start(count)
-    while any(len(done) < wanted for done, wanted in zip(finished, quota)):
+    while any(len(done) < wanted for done, wanted in zip(finished, quota)) and not stopped():
         rows = environments.step(agent.action_spec.to_environment(memory.action.cpu().numpy()))
         seen = tensors(rows)
         memory = agent.act(seen["observation"], seen["is_first"], seen["is_last"], memory, greedy)

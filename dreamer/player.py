@@ -9,6 +9,7 @@ import torch
 from .acting import Memory
 from .agent import Agent
 from .errors import UserMistake
+from .spaces import ActionPart, ActionSpec
 
 
 class Player:
@@ -83,3 +84,45 @@ class Player:
         state = self._agent.act(tensors, first, torch.zeros(count, dtype=torch.bool), state, greedy)
         action = self._agent.action_spec.to_environment(state.action.cpu().numpy())
         return ({key: value[0] for key, value in action.items()} if single else action), state
+
+    def instead(self, action: Any, state: Memory) -> Memory:
+        """What `act` returned as the state, had it chosen this action: for whoever decides otherwise, as planners do.
+
+        Args:
+            action: as `act` returns it, for as many as there are states.
+            state: what `act` returned last.
+
+        Raises:
+            UserMistake: it is no action of the task.
+        """
+        chosen = flat(self._agent.action_spec, action, len(state.action))
+        return state._replace(action=torch.from_numpy(chosen).to(state.action))
+
+
+def flat(spec: ActionSpec, action: Any, count: int) -> np.ndarray:
+    """Actions of the action space, {key: (count, ...)} or one key's values alone, as flat ones (count, A) float32.
+
+    Raises:
+        UserMistake: they are none that could be taken.
+    """
+    given = action if isinstance(action, Mapping) else {spec.parts[0].key: action}
+    return spec.from_environment({part.key: _checked(part, given.get(part.key), count) for part in spec.parts})
+
+
+def _checked(part: ActionPart, value: Any, count: int) -> np.ndarray:
+    """A part of `count` actions, (count, ...).
+
+    Raises:
+        UserMistake: it is none that could be taken.
+    """
+    try:
+        found = np.asarray(value, float).reshape(count, -1)
+    except (TypeError, ValueError):
+        found = np.zeros((count, 0))
+    width = len(part.classes) or part.size
+    asked = f"numbers from 0 to {', '.join(str(n - 1) for n in part.classes)}" if part.classes else f"{width} numbers"
+    if found.shape[1] != width or not np.isfinite(found).all():
+        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked} for each of {count}")
+    if part.classes and ((found < 0) | (found >= part.classes) | (found % 1 != 0)).any():
+        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked}")
+    return found.astype(np.int64) if part.classes else found

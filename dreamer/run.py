@@ -2,8 +2,6 @@
 
 import contextlib
 import gc
-import os
-import signal
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +31,7 @@ from .published import expectation
 from .replay import Replay, new_replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
+from .stopping import StopSignal
 from .train import CPU, Counters, train
 
 GPU_SHARE = 0.8  # of its memory, up to which the replay lies there too
@@ -110,7 +109,7 @@ def _train(
     terminal.say(f"{'Continuing' if state else 'Training'} {config.task} in {folder.path}")
     for line in about:
         terminal.say(f"  {line}")
-    stop = _StopSignal()
+    stop = StopSignal("saving a checkpoint first")
     health = Health(config, agent.action_spec, replay.rows * replay.streams)
     logger = Logger(folder.path, config, terminal, counters, health)
     memory = None
@@ -292,29 +291,3 @@ def _does_not_fit(agent: Agent, replay: Replay) -> str:
         f"not fit into the memory of this {agent.device.type} device "
         f"({preflight.size(device_memory(agent.device))}); {hint}"
     )
-
-
-class StoppedAtOnce(BaseException):
-    """Somebody could not wait; the exit code. No SystemExit, which an environment's own code might have raised."""
-
-
-class _StopSignal:
-    """Ctrl-C, SIGTERM and a closed terminal ask the loop to finish its row and save; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._ask)
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(signal.SIGHUP, self._ask)
-
-    def __call__(self) -> bool:
-        return self.requested
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.requested:
-            raise StoppedAtOnce(128 + number)
-        self.requested = True
-        # Not by print, which the signal may have interrupted.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nStopping: saving a checkpoint first.\n")

@@ -21,9 +21,10 @@ from .checkpoint import Checkpoint, RunFolder
 from .dream import Dream
 from .errors import UserMistake
 from .own_envs import own_envs
+from .player import Player, flat
 from .replay import new_replay, row_bytes
 from .rssm import State
-from .spaces import ActionPart, ActionSpec, ObservationSpec
+from .spaces import ActionSpec, ObservationSpec
 
 HORIZON = 500  # steps, after which a dream is cut
 START_BYTES = 1 << 30  # of the newest replay, from which dreams begin
@@ -71,10 +72,36 @@ class _Dreams:
         classes = self.agent.config.model.classes
         return State(self._begun[0][picks].float(), F.one_hot(self._begun[1][picks].long(), classes).float())
 
+    def begin(self, generator: np.random.Generator, count: int, options: Mapping[str, Any] | None) -> State:
+        """What `count` dreams begin with: a state or an observation that was given, else real states of the replay."""
+        options = {key: value for key, value in (options or {}).items() if value is not None}
+        if len(options) > 1 or set(options) - {"state", "observation"}:
+            raise UserMistake(
+                f"a dream cannot begin with the options {', '.join(map(repr, options))}; give 'state' or 'observation'"
+            )
+        if "state" in options:
+            return self.given(options["state"], count)
+        if "observation" in options:
+            return self.given(self.seen(options["observation"]), count)
+        return self.starts(generator, count)
+
+    def given(self, state: Any, count: int) -> State:
+        """`count` states (count, ...) of as many, or of a single one (1, ...)."""
+        model = self.agent.config.model
+        widths = (model.deter,), (model.stoch, model.classes)
+        if not isinstance(state, State) or any(
+            part.shape not in ((count, *width), (1, *width)) for part, width in zip(state, widths)
+        ):
+            found = [tuple(part.shape) for part in state] if isinstance(state, State) else f"a {type(state).__name__}"
+            raise UserMistake(
+                f"the state is {found}; give the `state` of such an environment, or of what `dreamer.load(run).act` "
+                f"returns, for 1 or {count} dreams"
+            )
+        device = self.agent.device
+        return State(*(part.to(device).expand(count, *part.shape[1:]) for part in state))
+
     def seen(self, observation: Any) -> State:
         """The state (1, ...) after one real observation, the first of an episode."""
-        from .player import Player
-
         given = observation if isinstance(observation, Mapping) else {self.agent.observation_spec.keys[0]: observation}
         _, memory = Player(self.agent, self.agent.config.task).act(given)
         if len(memory.action) != 1:
@@ -87,10 +114,7 @@ class _Dreams:
 
     def flat(self, action: Any, count: int) -> Tensor:
         """Actions of the action space, (count, ...), as flat ones (count, A)."""
-        spec = self.agent.action_spec
-        given = action if isinstance(action, Mapping) else {spec.parts[0].key: action}
-        flat = spec.from_environment({part.key: _checked(part, given.get(part.key), count) for part in spec.parts})
-        return torch.from_numpy(flat).to(self.agent.device)
+        return torch.from_numpy(flat(self.agent.action_spec, action, count)).to(self.agent.device)
 
     def look(self, state: State) -> tuple[Any, np.ndarray, np.ndarray]:
         """Observations (N, ...) of the observation space, rewards (N,) and whether each ends (N,)."""
@@ -114,25 +138,6 @@ class _Dreams:
         """(N, H, W, 3) uint8 of N states, where the agent sees images."""
         key = next(iter(self.agent.observation_spec.images))
         return video.to_rgb(self._stored(key, self.dream.read(state).observation[key]))
-
-
-def _checked(part: ActionPart, value: Any, count: int) -> np.ndarray:
-    """A part of `count` actions, (count, ...).
-
-    Raises:
-        UserMistake: it is none that could be taken.
-    """
-    try:
-        found = np.asarray(value, float).reshape(count, -1)
-    except (TypeError, ValueError):
-        found = np.zeros((count, 0))
-    width = len(part.classes) or part.size
-    asked = f"numbers from 0 to {', '.join(str(n - 1) for n in part.classes)}" if part.classes else f"{width} numbers"
-    if found.shape[1] != width or not np.isfinite(found).all():
-        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked} for each of {count} dreams")
-    if part.classes and ((found < 0) | (found >= part.classes) | (found % 1 != 0)).any():
-        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked}")
-    return found.astype(np.int64) if part.classes else found
 
 
 def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> tuple[Tensor, Tensor]:
@@ -200,7 +205,8 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
     """One dream: `gymnasium.make("dreamer/WorldModel-v0", run="runs/FOLDER")`.
 
     Observations and actions are those of the run's task as `envs.make` gives them, but for dictionaries with a single
-    key, which are left away. `reset(options={"observation": ...})` begins after a real first observation.
+    key, which are left away. `reset(options={"observation": ...})` begins after a real first observation,
+    `reset(options={"state": ...})` at a `state` of such an environment or of what `Player.act` returns.
 
     Args:
         run: the run's folder.
@@ -237,8 +243,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         if seed is not None or self._state is None:
             self._dreams.reseed(self.np_random)
-        given = (options or {}).get("observation")
-        self._state = self._dreams.starts(self.np_random, 1) if given is None else self._dreams.seen(given)
+        self._state = self._dreams.begin(self.np_random, 1, options)
         self._steps = 0
         return _first(self._dreams.look(self._state)[0]), {}
 
@@ -249,6 +254,11 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         self._steps += 1
         observation, reward, ends = self._dreams.look(self._state)
         return _first(observation), float(reward[0]), bool(ends[0]), self._steps >= self._dreams.horizon, {}
+
+    @property
+    def state(self) -> State:
+        """Where it is, (1, ...), to begin other dreams at."""
+        return _begun(self._state)
 
     def real(self) -> gymnasium.Env[Any, Any]:
         """The environment that the run has learned from, with the same spaces as the dream that is decoded."""
@@ -292,6 +302,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     vectorization_mode="vector_entry_point", run="runs/FOLDER")`.
 
     One that ended is reset by the step after, as Gymnasium's vector environments do by default: its action is ignored.
+    `reset` takes the options of `WorldModelEnv`, for one that all dreams begin with or for one for each.
 
     Args: the number of dreams; the others as for `WorldModelEnv`.
     """
@@ -332,11 +343,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         super().reset(seed=seed)
         if seed is not None or self._state is None:
             self._dreams.reseed(self.np_random)
-        if (options or {}).get("observation") is not None:
-            raise UserMistake(
-                "many dreams begin at states of the replay; leave the observation out, or use WorldModelEnv"
-            )
-        self._state = self._dreams.starts(self.np_random, self.num_envs)
+        self._state = self._dreams.begin(self.np_random, self.num_envs, options)
         self._steps[:] = 0
         self._over[:] = False
         return self._dreams.look(self._state)[0], {}
@@ -361,6 +368,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             return None
         return tuple(self._dreams.pictures(self._state))
 
+    @property
+    def state(self) -> State:
+        """Where they are, (N, ...), to begin other dreams at."""
+        return _begun(self._state)
+
     def restart(self, which: np.ndarray) -> Any:
         """Begin some dreams anew, (N,) bool, without a step of the others, for libraries that do so at once.
 
@@ -381,6 +393,12 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         )
         self._steps[which] = 0
         self._over = self._over & ~which
+
+
+def _begun(state: State | None) -> State:
+    if state is None:
+        raise gymnasium.error.ResetNeeded("there is no state before its reset")
+    return state
 
 
 def _first(observation: Any) -> Any:

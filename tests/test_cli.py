@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -299,6 +300,54 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     assert {
         f"{kind.__name__}.{field.name}" for kind in kinds for field in fields(kind) if (kind, field.name) not in read
     } == set()
+
+
+ENDLESS = """
+import gymnasium
+import numpy as np
+
+
+class Endless(gymnasium.Env):
+    \"\"\"The second episode, after that of the check, ends after three steps; then none does.\"\"\"
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    episodes = steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes, self.steps = self.episodes + 1, 0
+        print("a new episode")
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == 3 and self.episodes == 2
+        return np.zeros(1, np.float32), 1.0, over, False, {}
+"""
+
+
+def test_an_evaluation_that_is_stopped_scores_what_is_over(tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    tiny.trained_run(Path("run"), "endless:Endless", 20)
+    command = [sys.executable, "-m", "dreamer", "evaluate", "run", "--episodes", "4", "--envs", "2", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    deadline = threading.Timer(120, process.kill)
+    deadline.start()
+    try:
+        assert any("2 of 4 episodes" in line for line in process.stderr)  # it has no end of its own
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        deadline.cancel()
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "Stopping: the episodes that are over are scored." in errors
+    assert "Stopped after 2 of 4 episodes, which favours short ones" in errors
+    assert json.loads(output)["scores"] == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -28,6 +28,18 @@ def test_an_episode_with_the_environment_of_the_run(player):
     assert steps >= 8  # the pole takes so long to fall
 
 
+def test_another_action_than_the_one_chosen_is_remembered(player):
+    observation = envs.make(player.task, seed=0).reset()[0]
+    action, state = player.act(observation)
+    assert torch.equal(player.instead(action, state).action, state.action)
+    other = player.instead({"action": 1 - action["action"]}, state)
+    assert torch.equal(other.action, 1 - state.action) and torch.equal(other.state.deter, state.state.deter)
+    two = player.act({key: np.stack([value] * 2) for key, value in observation.items()})[1]
+    assert player.instead(np.array([0, 1]), two).action.tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(UserMistake, match="the action 'action' is 2; give numbers from 0 to 1 for each of 1|give"):
+        player.instead(2, state)
+
+
 def test_many_at_once_get_an_action_each(player):
     observation = {"vector": np.zeros((3, 4), np.float32)}
     action, state = player.act(observation)

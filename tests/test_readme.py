@@ -12,7 +12,7 @@ from dreamer.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CORRIDOR, USE, DREAM = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CORRIDOR, USE, DREAM, PLAN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 NAMES = "train|evaluate|plot|compare|imagine|diagnose|play|batch|bench|envs|doctor"
 COMMANDS = sorted(
     set(re.findall(rf"(?:^|`)(dreamer (?:{NAMES}) [^`#\n]*|dreamer (?:{NAMES})\b)", README, re.MULTILINE))
@@ -33,6 +33,10 @@ def test_your_own_environment_and_the_agent_from_python(tmp_path, monkeypatch):
     assert names["over"] and names["observation"]["vector"].tolist() == [10]
     exec(DREAM, names)
     assert names["observation"].shape == (1,) and not names["truncated"]
+    names = {}
+    exec(PLAN.replace("while not over", "for _ in range(3)"), names)  # it may take long
+    assert names["best"] in (0, 1) and names["reward"] == -1
+    assert names["memory"].action.argmax() == names["best"] and names["returns"].shape == (256,)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 import dreamer
 import envs
 from dreamer.errors import UserMistake
+from dreamer.rssm import State
 from dreamer.world_env import real_states
 
 
@@ -89,10 +90,48 @@ def test_it_ends_as_often_as_the_continue_head_says(cartpole):
     assert 0.2 < goes_on < 0.8 and ended == pytest.approx(1 - float(goes_on), abs=0.04)
 
 
-def test_many_do_not_begin_at_an_observation(cartpole):
-    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=2, device="cpu")
-    with pytest.raises(UserMistake, match="leave the observation out, or use WorldModelEnv"):
-        many.reset(options={"observation": np.zeros(4)})
+def test_dreams_begin_at_a_given_state(cartpole):
+    one = dreamer.WorldModelEnv(cartpole, device="cpu", observation="latent")
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=3, device="cpu", observation="latent")
+    first = one.reset(seed=3)[0]
+    seen = many.reset(seed=0, options={"state": one.state})[0]
+    assert np.array_equal(seen, np.stack([first] * 3))
+    many.step(np.array([0, 1, 1]))
+    states = many.state
+    later = many.reset(options={"state": states})[0]
+    assert not np.array_equal(later[0], later[1])  # each at its own
+    both = torch.cat([states.deter, states.stoch.flatten(-2)], -1).numpy()
+    assert np.array_equal(later, both)
+    alone = State(states.deter[1:2], states.stoch[1:2])
+    assert np.array_equal(one.reset(options={"state": alone})[0], later[1])
+
+
+def test_many_begin_after_one_observation(cartpole):
+    one = dreamer.WorldModelEnv(cartpole, device="cpu", observation="latent")
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=2, device="cpu", observation="latent")
+    given = {"observation": np.array([0.1, 0, 0.02, 0], np.float32)}
+    first, seen = (env.reset(seed=1, options=given)[0] for env in (one, many))
+    assert seen.shape == (2, len(first)) and np.array_equal(seen[0], seen[1])
+    width = one._dreams.agent.config.model.deter
+    assert np.allclose(seen[0][:width], first[:width])  # the rest is a sample
+
+
+@pytest.mark.parametrize("options", [{"states": 1}, {"state": 1, "observation": 2}])
+def test_options_that_are_none(cartpole, options):
+    env = dreamer.WorldModelEnv(cartpole, device="cpu")
+    with pytest.raises(UserMistake, match="cannot begin with the options .*; give 'state' or 'observation'"):
+        env.reset(options=options)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.state  # noqa: B018
+
+
+def test_states_that_do_not_fit(cartpole):
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=3, device="cpu")
+    many.reset(seed=0)
+    two = State(many.state.deter[:2], many.state.stoch[:2])
+    for state, named in ((np.zeros(3), "a ndarray"), (two, r"\[\(2, ")):
+        with pytest.raises(UserMistake, match=f"the state is {named}.* for 1 or 3 dreams"):
+            many.reset(options={"state": state})
 
 
 def test_one_of_many_is_the_same_dream(cartpole):
@@ -202,7 +241,7 @@ def test_bad_arguments(cartpole, given, named):
     [
         (5, "the action 'action' is 5; give numbers from 0 to 1"),
         (0.5, "the action 'action' is 0.5; give numbers from 0 to 1"),
-        ([0, 1], "give numbers from 0 to 1 for each of 1 dreams"),
+        ([0, 1], "give numbers from 0 to 1 for each of 1"),
         (float("nan"), "the action 'action' is nan"),
         ("left", "the action 'action' is 'left'"),
     ],
