@@ -126,7 +126,7 @@ class Acting:
                 # Cast anew, since those of a graph stay as they were.
                 return self._choose(self._rssm.recurrence(), *arguments)
 
-        self._captured = Captured(choose, self.anything(observation), self.generator)
+        self._captured = Captured(choose, self.anything(observation), self.generator, urgent=True)
 
     def anything(self, observation: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor, Memory]:
         """Arguments for `act` that go with an observation."""

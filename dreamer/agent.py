@@ -82,6 +82,8 @@ class Agent:
     ) -> Memory:
         """Choose the next actions of N environments, by the weights that the last update began with.
 
+        The agent of a checkpoint that was loaded to act has the newest.
+
         Args:
             observation: {key: (N, ...)}.
             is_first: (N,) bool; forgets what was before.
@@ -211,7 +213,8 @@ class Agent:
         generators = self.generator, self.acting.generator
         before = [each.get_state() for each in generators]
         try:
-            self._learn(_unsound(batch.to(self.device)))
+            with self.learning():  # where the memory for it is kept
+                self._learn(_unsound(batch.to(self.device)))
             self.act(*self.acting.anything(self._seen(batch, environments)))
         finally:
             for each, state in zip(generators, before):

@@ -59,7 +59,7 @@ class Training:
     updates_per_second: float
     of_allowed: float  # its speed, as a share of what it would be if only updates and environments, as alone, took time
     shares: dict[str, float]  # of its time, as measured within; a GPU is launched and not waited for until `the rest`
-    overlap: bool  # environments step while a GPU learns
+    overlap: bool  # rows are collected while a GPU learns
 
 
 @dataclass(frozen=True)

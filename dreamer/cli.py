@@ -71,7 +71,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--env", "task", metavar="SUITE/TASK", help="What to learn, for example atari/pong.")
+@click.option(
+    "--env", "task", metavar="SUITE/TASK", help="What to learn: a name of `dreamer envs`, or your module:factory."
+)
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder; one that holds a run is continued.")
 @click.option("--frames", type=click.IntRange(min=1), help="Environment frames, action repeat included.")
 @click.option("--size", metavar="SIZE", help="Model size: 1m, 12m, 25m, 50m, 100m, 200m, 400m.")
@@ -93,7 +95,10 @@ def train(
     precision: str | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Train an agent, from scratch or from where RUN stopped."""
+    """Train an agent, from scratch or from where RUN stopped.
+
+    What is left out is as in the suite's protocol (`dreamer envs`), but for the size, which is 1m without a GPU.
+    """
     from .checkpoint import RunFolder
 
     settings = (*settings, *_machine_settings(device, precision))
@@ -102,7 +107,8 @@ def train(
         config = _continued(folder.config(), task, given)
     else:
         if task is None:
-            raise UserError("say what to learn with --env, for example --env atari/pong")
+            there = "" if run is None else f"{run} holds no run to go on with; "
+            raise UserError(f"{there}say what to learn with --env, for example --env atari/pong")
         config = _new_config(task, given)
         folder = RunFolder(run or _new_folder(config))
         if folder.is_foreign:

@@ -26,22 +26,30 @@ class Captured:
         arguments: to warm up and capture with, on the device of `generator`; after them everything is as before but
             for what the function itself writes. Those of later calls have the same shapes.
         generator: of its random numbers.
+        urgent: where both wait, its kernels go before those of others that run beside it.
 
     On another device than a GPU the function is called upon the same buffers, so that the rest can be tested there.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], generator: torch.Generator):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        generator: torch.Generator,
+        urgent: bool = False,
+    ):
         values, self._form = tree.tree_flatten(arguments)
         self._inputs: list[Tensor] = [value.clone() for value in values]
         self._function = function
         self._graph: torch.cuda.CUDAGraph | None = None
         if generator.device.type == "cuda":
-            self._capture(generator)
+            self._capture(generator, urgent)
 
-    def _capture(self, generator: torch.Generator) -> None:
+    def _capture(self, generator: torch.Generator, urgent: bool) -> None:
         gc.collect()  # a loss that is kept somewhere would hold the gradients' nodes on the stream that it was made on
         before = generator.get_state()
-        stream = torch.cuda.Stream()
+        # Streams of another priority are others: graphs that run side by side must not share one, nor its workspaces.
+        stream = torch.cuda.Stream(priority=-1 if urgent else 0)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -91,7 +99,8 @@ class Aside:
     """A second queue of a GPU: what is launched while it is begun runs beside what is launched afterwards.
 
     It begins once all that was launched before is done. Afterwards nothing waits for more of it than what came before
-    `release`; whoever needs its results launches that aside as well, or waits. Elsewhere all of this does nothing.
+    `release`, or for all of it where nothing was released; whoever needs its results launches that aside as well, or
+    waits. On another device than a GPU all of this does nothing.
     """
 
     def __init__(self, device: torch.device):

@@ -165,8 +165,10 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
     notes += [f"the protocol has {usual}"] if usual not in (None, config.size) else []
     note = f" ({'; '.join(notes)})" if notes else ""
     batch = config.replay.batch * config.replay.length
-    waiting = batch + config.envs * config.replay.length  # rows before the first update
-    updates = max(0, int((config.frames / repeat - waiting) * config.ratio / batch) + 1)
+    # Rows of all environments, before the first update and in all.
+    waiting = config.envs * (config.replay.length + -(-batch // config.envs))
+    rows = config.envs * -(-config.frames // (repeat * config.envs))
+    updates = int((rows - waiting) * config.ratio / batch) + 1 if rows >= waiting else 0
     expected = expectation(config.task)
     return [
         in_words(agent.observation_spec, agent.action_spec),
@@ -176,6 +178,7 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
         f"{config.frames:,} frames, {repeat} for each action, {config.envs} environment{'s' * (config.envs > 1)}",
         f"train ratio {config.ratio:g}: an update of {batch} steps every {batch / config.ratio:g} agent steps "
         f"({batch / config.ratio * repeat:g} frames), {updates:,} update{'s' * (updates != 1)} in all",
+        *([] if updates else [f"nothing will be learned: the first update comes after {waiting * repeat:,} frames"]),
         f"replay of {_amount(replay.streams * replay.rows, config, repeat)}"
         + ", on the GPU" * (replay.device.type == "cuda"),
         f"memory: {preflight.in_words(need)}",

@@ -42,7 +42,11 @@ class Environments(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever watches: it is told what happened and changes nothing."""
+    """Whoever watches: it is told what happened and changes nothing.
+
+    A GPU may still compute what `update` is given. In `update` and `show` it is waited for by whatever reads it; `rows`
+    may read what came before the last update, or call `cuda.finish` first.
+    """
 
     def rows(self, rows: Rows, counters: "Counters") -> None: ...
 

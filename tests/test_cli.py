@@ -235,7 +235,8 @@ def test_a_new_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def test_a_run_of_a_few_frames_just_ends(tmp_path):
-    works(*CARTPOLE, "--frames", 3, "--run", tmp_path)
+    said = works(*CARTPOLE, "--frames", 3, "--run", tmp_path).stderr
+    assert "0 updates in all" in said and "nothing will be learned: the first update comes after 12 frames" in said
     assert counters(tmp_path) == {"repeat": 1, "rows": 3, "updates": 0, "owed": 0.0}
 
 
@@ -256,7 +257,8 @@ def test_the_beginning_tells_what_will_happen(tmp_path, monkeypatch):
     # A row: 4 floats, 2 of an action, the reward, 3 flags, 16 of the state in half precision, 2 latents of a byte.
     assert "replay of 11 rows, all that the run collects" in text
     assert "memory: replay 0.715 kB when full, model " in text
-    assert "train ratio 1: an update of 8 steps every 8 agent steps (8 frames), 1 update in all" in text
+    assert "train ratio 1: an update of 8 steps every 8 agent steps (8 frames), 0 updates in all" in text
+    assert "8 frames), 1 update in all" in said(12) and "8 frames), 2 updates in all" in said(20)
     assert "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued" in text
     monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 65)
     assert "replay of 60 rows, which is half of this machine's memory (replay.capacity is 5,000,000)" in said(90)
@@ -434,6 +436,7 @@ def test_evaluation_needs_a_checkpoint(run, tmp_path):
     ("arguments", "named"),
     [
         ([], "say what to learn with --env"),
+        (["--run", "runs/mistyped"], "runs/mistyped holds no run to go on with; say what to learn with --env"),
         (["--env", "atary/pong"], "There is no suite 'atary'"),
         (["--env", "pong"], "Did you mean 'atari/pong'"),
         (["--env", "atari/pnog"], "Did you mean '(atari/)?pong'"),
