@@ -24,7 +24,7 @@ class Acting:
     """Sees with an encoder, remembers with an RSSM, chooses with an actor: with copies of those that learn.
 
     The copies are as these were at the last `follow`, which an update begins with. So whoever acts need not wait for
-    it; the author's implementation hands its policy the parameters that an update has started from, too.
+    it. The author's implementation also hands its policy the parameters that an update has started from, a row later.
 
     Args:
         encoder, rssm, actor: those that learn.

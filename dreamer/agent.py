@@ -10,7 +10,7 @@ from torch import Tensor
 from .acting import Acting, Memory, restore_generator
 from .actor_critic import ActorCritic, ReturnScale
 from .config import Config, LossScales, seeds
-from .cuda import Aside, Captured, finish
+from .cuda import Aside, Captured
 from .imagination import Imagination, Noise
 from .optimizer import LaProp
 from .replay import Batch
@@ -101,10 +101,6 @@ class Agent:
     def learning(self) -> AbstractContextManager[None]:
         """Around an update and all that looks at what comes out of it: on a GPU, what comes after runs beside it."""
         return self._aside.begin()
-
-    def wait(self) -> None:
-        """Until the updates that were begun are done."""
-        finish(self.device)
 
     def update(self, batch: Batch) -> tuple[dict[str, Tensor], State]:
         """One gradient step on B sequences of T steps; whoever acts does so by the weights before it.

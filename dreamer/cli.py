@@ -209,26 +209,26 @@ def evaluate(
     if video is not None:
         check_path(video)
     film: list[Any] | None = [] if video is not None else None
-    config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device, drawn=film is not None)
-    stop = StopSignal("the episodes that are over are scored")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # of what environments print
+    with contextlib.redirect_stdout(sys.stderr):  # of what environments print
+        config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device, drawn=film is not None)
+        stop = StopSignal("the episodes that are over are scored")
+        try:
             scores = play(agent, environments, episodes, greedy, film, terminal.progress, stop)
-    finally:
-        environments.close()
-        terminal.clear()
+        finally:
+            environments.close()
+            terminal.clear()
+            stop.end()
     if (over := len(scores.scores)) < episodes:
         click.echo(f"Stopped after {over} of {episodes} episodes" + ", which favours short ones" * (over > 0), err=True)
     if over:
         _print_scores(config, scores, as_json)
-    if stop():
-        raise SystemExit(128 + stop.requested)
-    if video is None:
-        return
-    if not film:
+    if video is not None and film:
+        write(video, film)
+        click.echo(f"Wrote {video}", err=True)
+    elif video is not None and over == episodes:
         raise UserError(f"{config.task} draws nothing, so there is no video; leave out --video")
-    write(video, film)
-    click.echo(f"Wrote {video}", err=True)
+    if over < episodes:
+        raise SystemExit(128 + stop.requested)
 
 
 def _print_scores(config: "Config", scores: "Scores", as_json: bool) -> None:
@@ -282,7 +282,8 @@ def _environments(
         if "did not answer" not in str(error):
             raise
         raise UserError(
-            f"{str(error).rstrip('.')}; if it takes longer to begin, give --set run.patience_seconds=N"
+            f"{str(error).rstrip('.')}; if it takes longer to begin, raise run.patience_seconds "
+            "(--set of train, or the run's config.json)"
         ) from error
 
 

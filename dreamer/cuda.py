@@ -2,7 +2,8 @@
 
 A CUDA graph repeats the same kernels upon the same addresses. So tensors come in and go out through buffers that stay,
 and whatever else differs from call to call lives on the device: the optimiser's count, and the state of the random
-numbers' generator, which the graph advances at each replay.
+numbers' generator, which the graph advances at each replay. What takes long runs aside, and is waited for where its
+results are read.
 """
 
 import gc

@@ -60,9 +60,9 @@ def evaluate(
         environments: N of them, not begun.
         episodes: at least 1.
         greedy: the most likely action instead of a sample.
+        film: gets the pictures (H, W, 3) of the first environment's first episode, where it can draw itself.
         report: is told how far it is, at every step.
         stopped: ends it at once, with what is over by then.
-        film: gets the pictures (H, W, 3) of the first environment's first episode, where it can draw itself.
     """
     if episodes < 1:
         raise UserMistake(f"{episodes} episodes leave nothing to score; give 1 or more")

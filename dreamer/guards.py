@@ -11,6 +11,7 @@ from .acting import Memory
 from .agent import Agent
 from .checkpoint import CheckpointError, RunFolder
 from .config import Config
+from .cuda import finish
 from .logger import Logger, Terminal
 from .replay import Replay
 from .train import Counters
@@ -51,6 +52,7 @@ class Saver:
     def save(self, memory: Memory | None) -> None:
         """Raises CheckpointError if what was learned cannot be used any more."""
         self._memory = memory
+        finish(self._agent.device)
         if not self._agent.is_finite():
             raise CheckpointError("the weights are not finite, so they are not saved; the last checkpoint stays")
         self._logger.flush(self._counters)  # so that the curves of a run that goes on from here miss nothing

@@ -68,6 +68,8 @@ class Player:
                 )
             if key in spec.images and value.dtype != np.uint8:
                 raise UserMistake(f"the observation {key!r} is {value.dtype}; images are uint8, from 0 to 255")
+            if key in spec.integers and value.dtype.kind not in "iub":
+                raise UserMistake(f"the observation {key!r} is {value.dtype}; this agent was trained on integers")
             tensors[key] = torch.from_numpy(np.ascontiguousarray(value, dtype))
             if dtype.kind == "f" and not torch.isfinite(tensors[key]).all():
                 raise UserMistake(f"the observation {key!r} has NaN or infinite numbers")
@@ -122,7 +124,7 @@ def _checked(part: ActionPart, value: Any, count: int) -> np.ndarray:
     width = len(part.classes) or part.size
     asked = f"numbers from 0 to {', '.join(str(n - 1) for n in part.classes)}" if part.classes else f"{width} numbers"
     if found.shape[1] != width or not np.isfinite(found).all():
-        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked} for each of {count}")
+        raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked} for each of {count} states")
     if part.classes and ((found < 0) | (found >= part.classes) | (found % 1 != 0)).any():
         raise UserMistake(f"the action {part.key!r} is {value!r}; give {asked}")
     return found.astype(np.int64) if part.classes else found

@@ -21,13 +21,18 @@ class StopSignal:
     def __init__(self, first: str):
         self.requested = 0  # the signal's number
         self._first = first
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._ask)
+        names = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(signal.SIGHUP, self._ask)
+            names.append(signal.SIGHUP)
+        self._before = {name: signal.signal(name, self._ask) for name in names}
 
     def __call__(self) -> bool:
         return self.requested > 0
+
+    def end(self) -> None:
+        """From now on signals do what they did before."""
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.requested:

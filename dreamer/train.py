@@ -56,7 +56,7 @@ class Observer(Protocol):
 
 
 class Saver(Protocol):
-    """Whoever writes checkpoints."""
+    """Whoever writes checkpoints, once a GPU has done what it was given (`cuda.finish`)."""
 
     def due(self) -> bool: ...
 
@@ -128,7 +128,6 @@ def train(
         try:
             rows = environments.step(agent.action_spec.to_environment(actions))
         except Exception:
-            agent.wait()
             saver.save(None)  # nothing is half done here: what was learned so far is kept
             raise
         seen = tensors(rows, replay.device)  # which a GPU's replay and its agent share
@@ -150,9 +149,7 @@ def train(
                     observer.show(agent, batch, counters)
 
         if saver.due():
-            agent.wait()
             saver.save(memory)
-    agent.wait()
     saver.save(memory)
 
 

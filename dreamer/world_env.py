@@ -92,21 +92,22 @@ class _Dreams:
         if not isinstance(state, State) or any(
             part.shape not in ((count, *width), (1, *width)) for part, width in zip(state, widths)
         ):
-            found = [tuple(part.shape) for part in state] if isinstance(state, State) else f"a {type(state).__name__}"
-            raise UserMistake(
-                f"the state is {found}; give the `state` of such an environment, or of what `dreamer.load(run).act` "
-                f"returns, for 1 or {count} dreams"
+            found = (
+                f"shapes {', '.join(str(tuple(part.shape)) for part in state)}"
+                if isinstance(state, State)
+                else f"the type {type(state).__name__}"
             )
-        device = self.agent.device
-        return State(*(part.to(device).expand(count, *part.shape[1:]) for part in state))
+            raise UserMistake(
+                f"the state or observation is of {found}; give those of 1 or {count}: the `state` of such an "
+                "environment or of what `dreamer.load(run).act` returns, or what the real environment shows"
+            )
+        parts = (torch.as_tensor(part, dtype=torch.float32, device=self.agent.device) for part in state)
+        return State(*(part.expand(count, *part.shape[1:]) for part in parts))
 
     def seen(self, observation: Any) -> State:
-        """The state (1, ...) after one real observation, the first of an episode."""
+        """The states (n, ...) after real observations, one or several, each the first of its episode."""
         given = observation if isinstance(observation, Mapping) else {self.agent.observation_spec.keys[0]: observation}
-        _, memory = Player(self.agent, self.agent.config.task).act(given)
-        if len(memory.action) != 1:
-            raise UserMistake(f"{len(memory.action)} observations were given; a dream begins after one")
-        return State(memory.state.deter, memory.state.stoch)
+        return Player(self.agent, self.agent.config.task).act(given)[1].state
 
     def reseed(self, generator: np.random.Generator) -> None:
         self.dream.reseed(int(generator.integers(2**62)))
@@ -301,7 +302,8 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """Many dreams at once, each step one product on the device: `gymnasium.make_vec("dreamer/WorldModel-v0", 1024,
     vectorization_mode="vector_entry_point", run="runs/FOLDER")`.
 
-    One that ended is reset by the step after, as Gymnasium's vector environments do by default: its action is ignored.
+    One that ended is reset by the step after, as Gymnasium's vector environments do by default: its action is ignored,
+    and it begins anew at a state of the replay, whatever `reset` was given.
     `reset` takes the options of `WorldModelEnv`, for one that all dreams begin with or for one for each.
 
     Args: the number of dreams; the others as for `WorldModelEnv`.

@@ -104,10 +104,9 @@ def _check_array(value: Any, space: gymnasium.Space[Any], method: str, name: str
             f"{space.shape}: correct one of them."
         )
     declared = np.dtype(space.dtype)
-    # Wider numbers of the same kind are common and harmless. Images, though, must come as bytes.
-    is_image = declared == np.uint8 and array.ndim > 1
+    # Wider numbers of the same kind are common and harmless.
     fits = array.dtype.kind in ("iubf" if declared.kind == "f" else "iub")
-    if not fits or (is_image and array.dtype != np.uint8):
+    if not fits:
         raise TaskError(
             f"{method} returned the {name} as {array.dtype}, but its space says {declared}: convert it with "
             f"astype, or correct the space."

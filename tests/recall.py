@@ -88,6 +88,7 @@ def learn(seed, rows, settings=(), envs_=4, task=Recall):
     agent = tiny.tiny_agent(config, vector)
     memory = tiny.tiny_replay(config, agent, capacity=rows + envs_)
     train(config, agent, vector, memory, Counters(1), [tiny.Silent()], tiny.Unsaved(), tiny.never)
+    agent.acting.follow()
     return agent, vector
 
 

@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from gymnasium.envs.classic_control import CartPoleEnv
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -326,6 +327,16 @@ class Endless(gymnasium.Env):
         over = self.steps == 3 and self.episodes == 2
         return np.zeros(1, np.float32), 1.0, over, False, {}
 """
+
+
+def test_what_an_environment_prints_is_not_among_the_scores(run, monkeypatch):
+    """In this process, where quick ones are played."""
+    reset, close = CartPoleEnv.reset, CartPoleEnv.close
+    monkeypatch.setattr(CartPoleEnv, "reset", lambda *given, **named: print("a reset") or reset(*given, **named))
+    monkeypatch.setattr(CartPoleEnv, "close", lambda env: print("closed") or close(env))
+    result = works("evaluate", run, "--episodes", 1, "--json")
+    assert json.loads(result.stdout)["mean"] > 0
+    assert "a reset\n" in result.stderr and "closed\n" in result.stderr
 
 
 def test_an_evaluation_that_is_stopped_scores_what_is_over(tmp_path, monkeypatch):

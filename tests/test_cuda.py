@@ -13,7 +13,7 @@ from dreamer import compiling, run
 from dreamer.agent import Agent
 from dreamer.bench import random_replay
 from dreamer.cli import main
-from dreamer.cuda import Aside, Captured, fetch, moved
+from dreamer.cuda import Aside, Captured, fetch, finish, moved
 from dreamer.errors import UserMistake
 from dreamer.machine import device_memory
 from dreamer.preflight import Needs
@@ -257,6 +257,7 @@ def a_slow_run(device, ratio, beside, monkeypatch):
             return counters.rows == 31
 
         def save(self, memory):
+            finish(agent.device)
             self.states.append(copy.deepcopy([agent.state_dict(), replay.export_latents(replay.oldest, replay.count)]))
 
     train(config, agent, vector, replay, counters, [tiny.Silent()], Now(), tiny.never)

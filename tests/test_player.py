@@ -36,7 +36,7 @@ def test_another_action_than_the_one_chosen_is_remembered(player):
     assert torch.equal(other.action, 1 - state.action) and torch.equal(other.state.deter, state.state.deter)
     two = player.act({key: np.stack([value] * 2) for key, value in observation.items()})[1]
     assert player.instead(np.array([0, 1]), two).action.tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(UserMistake, match="the action 'action' is 2; give numbers from 0 to 1 for each of 1|give"):
+    with pytest.raises(UserMistake, match="the action 'action' is 2; give numbers from 0 to 1$"):
         player.instead(2, state)
 
 

@@ -112,6 +112,8 @@ def test_many_begin_after_one_observation(cartpole):
     given = {"observation": np.array([0.1, 0, 0.02, 0], np.float32)}
     first, seen = (env.reset(seed=1, options=given)[0] for env in (one, many))
     assert seen.shape == (2, len(first)) and np.array_equal(seen[0], seen[1])
+    two = many.reset(seed=1, options={"observation": np.array([[0.1, 0, 0.02, 0], [1, 0, 0.02, 0]], np.float32)})[0]
+    assert not np.array_equal(two[0], two[1])
     width = one._dreams.agent.config.model.deter
     assert np.allclose(seen[0][:width], first[:width])  # the rest is a sample
 
@@ -129,9 +131,12 @@ def test_states_that_do_not_fit(cartpole):
     many = dreamer.WorldModelVectorEnv(cartpole, num_envs=3, device="cpu")
     many.reset(seed=0)
     two = State(many.state.deter[:2], many.state.stoch[:2])
-    for state, named in ((np.zeros(3), "a ndarray"), (two, r"\[\(2, ")):
-        with pytest.raises(UserMistake, match=f"the state is {named}.* for 1 or 3 dreams"):
+    for state, named in ((np.zeros(3), "the type ndarray"), (two, r"shapes \(2, ")):
+        with pytest.raises(UserMistake, match=f"the state or observation is of {named}.*; give those of 1 or 3: "):
             many.reset(options={"state": state})
+    double = State(two.deter[:1].numpy().astype(float), two.stoch[:1].double())
+    many.reset(options={"state": double})
+    many.step(np.zeros(3, int))
 
 
 def test_one_of_many_is_the_same_dream(cartpole):
@@ -241,7 +246,7 @@ def test_bad_arguments(cartpole, given, named):
     [
         (5, "the action 'action' is 5; give numbers from 0 to 1"),
         (0.5, "the action 'action' is 0.5; give numbers from 0 to 1"),
-        ([0, 1], "give numbers from 0 to 1 for each of 1"),
+        ([0, 1], "give numbers from 0 to 1 for each of 1 states"),
         (float("nan"), "the action 'action' is nan"),
         ("left", "the action 'action' is 'left'"),
     ],
@@ -261,7 +266,7 @@ def test_bad_counts_seeds_and_observations(cartpole):
             dreamer.WorldModelVectorEnv(cartpole, num_envs=count, device="cpu")
     with pytest.raises(UserMistake, match="all dreams have one, give a whole number"):
         dreamer.WorldModelVectorEnv(cartpole, num_envs=2, device="cpu").reset(seed=[1, 2])
-    with pytest.raises(UserMistake, match="3 observations were given; a dream begins after one"):
+    with pytest.raises(UserMistake, match=r"is of shapes \(3, .*; give those of 1:|give those of 1 or 1"):
         env = dreamer.WorldModelEnv(cartpole, device="cpu")
         env.reset(options={"observation": np.zeros((3, 4), np.float32)})
 

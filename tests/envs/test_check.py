@@ -72,7 +72,7 @@ def test_harmless_liberties_pass(speed):
             {"image": np.zeros((48, 48, 3))},
             "'image' as float64, but its space says uint8: convert it with astype",
         ),
-        ({"image": np.zeros((48, 48, 3), np.int64)}, "'image' as int64, but its space says uint8"),
+        ({"image": np.full((48, 48, 3), 256)}, "'image' with values from 256 to 256, outside its space"),
         ({"speed": np.array([0, np.nan], np.float32)}, "'speed' with NaN or infinite"),
         ({"speed": np.array([0, np.inf], np.float32)}, "'speed' with NaN or infinite"),
         ({"speed": np.zeros(3, np.float32)}, "'speed' with shape .3,., but its space says .2,."),
