@@ -339,28 +339,52 @@ def test_what_an_environment_prints_is_not_among_the_scores(run, monkeypatch):
     assert "a reset\n" in result.stderr and "closed\n" in result.stderr
 
 
-def test_an_evaluation_that_is_stopped_scores_what_is_over(tmp_path, monkeypatch):
-    (tmp_path / "endless.py").write_text(ENDLESS)
+@pytest.fixture
+def evaluating(tmp_path, monkeypatch):
+    """Begins to evaluate an agent in an environment of one's own, whose source is given; killed after two minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    tiny.trained_run(Path("run"), "endless:Endless", 20)
-    command = [sys.executable, "-m", "dreamer", "evaluate", "run", "--episodes", "4", "--envs", "2", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, **pipes)
-    deadline = threading.Timer(120, process.kill)
-    deadline.start()
-    try:
-        assert any("2 of 4 episodes" in line for line in process.stderr)  # it has no end of its own
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
-    finally:
+    running = []
+
+    def begin(source, *arguments):
+        (tmp_path / "endless.py").write_text(ENDLESS)
+        tiny.trained_run(Path("run"), "endless:Endless", 20)
+        (tmp_path / "endless.py").write_text(source)
+        command = [sys.executable, "-m", "dreamer", "evaluate", "run", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env=environment, **pipes)
+        deadline = threading.Timer(120, process.kill)
+        deadline.start()
+        running.append((process, deadline))
+        return process
+
+    yield begin
+    for process, deadline in running:
         deadline.cancel()
         process.kill()
+
+
+def test_an_evaluation_that_is_stopped_scores_what_is_over(evaluating):
+    process = evaluating(ENDLESS, "--episodes", "4", "--envs", "2", "--json")
+    assert any("2 of 4 episodes" in line for line in process.stderr)  # it has no end of its own
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
     assert "Stopping: the episodes that are over are scored." in errors
     assert "Stopped after 2 of 4 episodes, which favours short ones" in errors
     assert json.loads(output)["scores"] == [3.0, 3.0]
+
+
+def test_who_asks_twice_does_not_wait(evaluating):
+    hangs = 'if self.episodes == 2:\n            print("hangs", flush=True)\n            import time; time.sleep(1000)'
+    process = evaluating(ENDLESS.replace("self.steps += 1", f"self.steps += 1\n        {hangs}"), "--episodes", "1")
+    assert any("hangs" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert any("Stopping: the episodes that are over are scored." in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (130, "") and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
