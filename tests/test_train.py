@@ -333,13 +333,10 @@ def test_which_update_follows_which_row_with_several_environments():
 
 
 def test_it_stops_at_the_frames():
-    def at(row, rows):
-        return ("rows", row, rows), ("due?",)
-
     # Frames are rows * 4: the row that reaches them is the last.
-    assert World(tiny.tiny_config(frames=41)).run()[-3:] == [*at(11, 11), ("save", 11, 0)]
+    assert World(tiny.tiny_config(frames=41)).run()[-3:] == [("rows", 11, 11), ("due?",), ("save", 11, 0)]
     assert World(tiny.tiny_config(frames=40)).run()[-4] == ("rows", 10, 10)  # a save is due every fifth call
-    assert World(tiny.tiny_config(frames=41, envs=2)).run()[-3:] == [*at(6, 12), ("save", 12, 0)]
+    assert World(tiny.tiny_config(frames=41, envs=2)).run()[-3:] == [("rows", 6, 12), ("due?",), ("save", 12, 0)]
 
 
 def test_nothing_happens_when_all_frames_are_seen():
