@@ -43,7 +43,7 @@ class Acting:
     @torch.no_grad()
     def follow(self) -> None:
         """From now on act by the newest weights."""
-        torch._foreach_copy_([*self._copies.parameters()], [*self._learning.parameters()])
+        torch._foreach_copy_(self.parameters, [*self._learning.parameters()])
         self.forget_weights()
 
     def forget_weights(self) -> None:
@@ -51,9 +51,9 @@ class Acting:
         self._recurrence = None
 
     @property
-    def bytes(self) -> int:
-        """What the copies take."""
-        return sum(p.numel() * p.element_size() for p in self._copies.parameters())
+    def parameters(self) -> list[Tensor]:
+        """The copies."""
+        return [*self._copies.parameters()]
 
     def start(self, environments: int) -> Memory:
         """The memory before the first step of N environments."""

@@ -1,5 +1,6 @@
 """Whether a run fits into memory, before it begins."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,13 @@ class Needs(NamedTuple):
 def needs(agent: Agent, replay: Replay) -> Needs:
     """What a run of this agent will take, on its device."""
     # Each parameter has a gradient and two moments beside it.
-    parameters = sum(p.numel() * p.element_size() for p in agent.parameters)
-    slow = sum(p.numel() * p.element_size() for p in agent.actor_critic.slow_critic.parameters())
-    return Needs(replay.bytes, 4 * parameters + slow + agent.acting.bytes, activation_bytes(agent, replay))
+    copies = [*agent.actor_critic.slow_critic.parameters(), *agent.acting.parameters]
+    return Needs(replay.bytes, 4 * held(agent.parameters) + held(copies), activation_bytes(agent, replay))
+
+
+def held(parameters: Iterable[Tensor]) -> int:
+    """Bytes that they take."""
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def activation_bytes(agent: Agent, replay: Replay) -> int:
