@@ -130,9 +130,9 @@ def _import(module: str, task: str) -> Any:
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
                 raise  # the module is there, but something that it imports is not
-            raise TaskError(
-                f"The module '{module}' of '{task}' is not found in {os.getcwd()} or among the installed packages."
-            ) from error
+            hint = " A package of yours cannot be called envs: dreamer has one." if module.startswith("envs.") else ""
+            places = f"{os.getcwd()} or among the installed packages"
+            raise TaskError(f"The module '{module}' of '{task}' is not found in {places}.{hint}") from error
 
 
 def _register_ale() -> None:

@@ -252,6 +252,7 @@ def test_a_number_without_a_point_is_good_for_a_real_one():
     [
         ("nowhere_at_all:make", {}, "module 'nowhere_at_all' of 'nowhere_at_all:make' is not found in /"),
         ("own_environment.deeper:make", {}, "module 'own_environment.deeper' .* is not found"),
+        ("envs.mine:make", {}, "'envs.mine' .* is not found in .* cannot be called envs: dreamer has one"),
         ("own_environment:Conter", {}, "has no 'Conter'. Did you mean 'Counter'"),
         ("own_environment:NUMBER", {}, "is of type int: name a function or class"),
         ("own_environment:", {}, "'own_environment:' is no task"),
