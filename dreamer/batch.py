@@ -21,6 +21,7 @@ from typing import Any
 
 from . import published, record, scores
 from .checkpoint import CheckpointError
+from .config import method
 from .errors import UserMistake
 from .index import draw, write_index
 from .machine import usable_cores
@@ -36,12 +37,14 @@ EPISODES = 10  # of the evaluation at the end
 class Work:
     """A run that is under way.
 
-    before: its record, of a run that goes on. commit: of the code that it goes on with.
+    before: its record, of a run that goes on. commit: of the code that it goes on with. evaluation: the last there was,
+    with the frames after which; None if none.
     """
 
     entry: Entry
     before: dict[str, Any]
     commit: str
+    evaluation: dict[str, Any] | None
     evaluates: bool = False
 
 
@@ -118,13 +121,14 @@ class Batch:
 
     def _in_words(self, work: Work) -> str:
         score = standing(self._runs / work.entry.name, work.entry)
-        return f"{work.entry.task} s{work.entry.seed} {'evaluates' if work.evaluates else score}"
+        return f"{work.entry.name} {'evaluates' if work.evaluates else score}"
 
     def _is_done(self, entry: Entry) -> bool:
         """Also where it was not evaluated, if the agent is no longer there."""
         kept = scores.run_record(self._results / entry.name)
         is_whole = bool(kept.get("finished")) and kept.get("frames", 0) >= entry.config.frames
-        return is_whole and bool(kept.get("evaluation") or not self._is_trained(entry))
+        evaluated = (kept.get("evaluation") or {}).get("frames", 0)
+        return is_whole and (evaluated >= entry.config.frames or not self._is_trained(entry))
 
     def _is_trained(self, entry: Entry) -> bool:
         return record.frames(self._runs / entry.name) >= entry.config.frames
@@ -139,7 +143,7 @@ class Batch:
         before = scores.run_record(self._results / entry.name)
         if before.get("frames", 0) > record.frames(folder):  # that was another run, whose folder is no more
             before = {}
-        work = self._running[entry.name] = Work(entry, before, record.commit())
+        work = self._running[entry.name] = Work(entry, before, record.commit(), before.get("evaluation"))
         try:
             if not self._is_trained(entry):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +151,8 @@ class Batch:
             kept = self._keep(work)  # before anything else can go wrong
             if kept and self._is_trained(entry) and not self._stop.is_set():
                 work.evaluates = True
-                self._keep(work, self._evaluate(entry))
+                work.evaluation = self._evaluate(entry) or work.evaluation
+                self._keep(work)
         finally:
             del self._running[entry.name]
         self._say(f"{entry.name}: {standing(folder, entry)}")
@@ -173,13 +178,22 @@ class Batch:
                 continue
             is_like = other.config.task.split("/")[0] == config.task.split("/")[0]
             pace = scores.minutes_per_frame(place.parent)
-            if pace and is_like and (other.config.size, other.config.ratio) == (config.size, config.ratio):
+            if (
+                pace
+                and is_like
+                and other.method == method(config)
+                and self._is_as_here(scores.run_record(place.parent))
+            ):
                 if other.config.task == config.task:
                     return rest * pace
                 same.append(pace)
         return rest * max(same) if same else None
 
-    def _keep(self, work: Work, evaluation: dict[str, Any] | None = None) -> bool:
+    def _is_as_here(self, run: dict[str, Any]) -> bool:
+        """Whether a run that is kept had this machine, with as many others."""
+        return run.get("machine") == record.machine(self._device) and run.get("at_once") == self._at_once
+
+    def _keep(self, work: Work) -> bool:
         """Write what a run has shown so far; whether there was anything to write."""
         entry, folder, before = work.entry, self._runs / work.entry.name, work.before
         now = record.circumstances(entry.config, self._device, self._threads)
@@ -189,33 +203,40 @@ class Batch:
             "commits": list(dict.fromkeys([*before.get("commits", []), work.commit])),
             "machine": "; ".join(machines),
             "at_once": max(self._at_once, before.get("at_once", 1)),
-            "minutes": round(record.frames(folder) * (scores.minutes_per_frame(folder) or 0), 4),
+            "minutes": round(scores.minutes(folder), 4),
             "finished": self._is_trained(entry),
-            "evaluation": evaluation or before.get("evaluation"),
+            "evaluation": work.evaluation,
         }
-        try:
-            with self._writing:
+        with self._writing:
+            try:
                 if not record.keep(folder, self._results / entry.name, made):
                     self._say(f"{self._results / entry.name} holds a longer curve; that is left as it is")
                     return False
-                write_index(self._results)
-                draw(self._results)
-        except CheckpointError:  # it has no checkpoint or no episode yet
-            return False
-        except UserMistake as error:
-            self._say(f"No new index of {self._results}: {error}")
+            except CheckpointError:  # it has no checkpoint or no episode yet
+                return False
+            except OSError as error:
+                self._say(f"{entry.name} cannot be kept in {self._results} ({error.strerror}); make room for it there")
+                return False
+            self._write_index()
         return True
+
+    def _write_index(self) -> None:
+        try:
+            write_index(self._results)
+            draw(self._results)
+        except Exception as error:  # whatever lies among the results: the runs go on, and can be kept
+            self._say(f"No new index of {self._results}: {error or type(error).__name__}")
 
     def _evaluate(self, entry: Entry) -> dict[str, Any] | None:
         """The finished agent in new episodes; None if that fails, which is said, or is stopped."""
         words = ["evaluate", str(self._runs / entry.name), "--episodes", str(EPISODES), "--device", self._device]
-        out = self._runs / f"{entry.name}.json"
+        out, frames = self._runs / f"{entry.name}.json", record.frames(self._runs / entry.name)
         with out.open("wb") as file:
             if not self._process(entry, [*words, "--json"], file):
                 return None
         try:  # before it, and after it, may be what an environment prints
             found = next(line for line in reversed(out.read_text().splitlines()) if line.startswith('{"'))
-            return {"command": " ".join(["dreamer", *words]), **json.loads(found)}
+            return {"command": " ".join(["dreamer", *words]), "frames": frames, **json.loads(found)}
         except (ValueError, StopIteration):
             self._say(f"{entry.name} is not evaluated: {out} has no scores")
             return None
@@ -239,7 +260,7 @@ class Batch:
                     process.send_signal(signal.SIGINT)
                     process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                pass
+                self._say(f"{entry.name} did not stop in {GRACE_SECONDS:.0f} s, and goes on from its last checkpoint")
             finally:
                 if process.poll() is None:
                     process.kill()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import UserMistake
+from .own_envs import own_envs
 
 
 class ConfigError(UserMistake):
@@ -271,12 +272,24 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def unusual(config: Config) -> dict[str, tuple[Any, Any]]:
     """What is not as the task's protocol has it and changes what is learned: {key: (usual, here)}."""
     protocol = make_config(config.task)
-    usual = flatten(make_config(config.task, size=config.size)) | {"size": protocol.size}
+    usual = _usual_options(config.task) | flatten(make_config(config.task, size=config.size)) | {"size": protocol.size}
     return {
         key: (usual.get(key), value)
         for key, value in flatten(config).items()
         if usual.get(key) != value and key != "seed" and not may_change(key)
     }
+
+
+def method(config: Config) -> str:
+    """What two seeds of one experiment share: size, ratio, and what else is not as the protocol has it."""
+    other = [f"{key} {here}" for key, (_, here) in unusual(config).items() if key not in ("size", "ratio")]
+    return ", ".join([f"size {config.size}", f"ratio {config.ratio:g}", *other])
+
+
+def _usual_options(task: str) -> dict[str, Any]:
+    """A suite's defaults by key; empty for environments from elsewhere."""
+    suite = own_envs().suites().get(task.partition("/")[0])
+    return {f"environment.{name}": value for name, value in suite.options.items()} if suite else {}
 
 
 def to_json(config: Config) -> dict[str, Any]:

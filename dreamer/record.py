@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import scores
-from .checkpoint import NEWEST, write_atomically
+from .checkpoint import write_atomically
 from .config import Config
 from .machine import choose_device, choose_dtype, usable_cores, why_not_compile
 
@@ -22,11 +22,8 @@ POINTS = 100  # of `metrics.csv`
 
 def frames(folder: Path) -> int:
     """That a run's newest checkpoint has seen; 0 if there is none."""
-    try:
-        counters = json.loads((folder / NEWEST).read_text())["counters"]
-        return int(counters["rows"] * counters["repeat"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    found = scores.counters(folder)
+    return int(found.get("rows", 0) * found.get("repeat", 0))
 
 
 def keep(folder: Path, place: Path, made: dict[str, Any]) -> bool:
@@ -42,8 +39,9 @@ def keep(folder: Path, place: Path, made: dict[str, Any]) -> bool:
     if scores.run_record(place).get("frames", 0) > frames(folder):
         return False
     place.mkdir(parents=True, exist_ok=True)
-    write_atomically(place / "scores.csv", lambda path: scores.write_csv(curve, path))
+    # Before the curve, which the index takes a folder by.
     write_atomically(place / "config.json", lambda path: path.write_text((folder / "config.json").read_text()))
+    write_atomically(place / "scores.csv", lambda path: scores.write_csv(curve, path))
     write_atomically(place / "times.csv", lambda path: _write_times(folder, path))
     write_atomically(place / "metrics.csv", lambda path: scores.write_metrics(folder, path, POINTS))
     text = json.dumps(made | {"frames": frames(folder)}, indent=2) + "\n"
@@ -62,7 +60,7 @@ def circumstances(config: Config, device: str, threads: int) -> dict[str, Any]:
     """What computes a run of this config on a device that `machine.choose_device` knows."""
     chosen = choose_device(device)
     return {
-        "machine": _machine(chosen),
+        "machine": machine(device),
         "torch": torch.__version__,
         "precision": str(choose_dtype(config.run.precision, chosen)).removeprefix("torch."),
         "compiled": config.run.compile and not why_not_compile(chosen),
@@ -81,8 +79,9 @@ def commit() -> str:
     return name.stdout.strip() + "-dirty" * bool(changed.returncode)
 
 
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
+def machine(device: str) -> str:
+    """What a device is called: the card, or the processor and how many of its cores may be used."""
+    if choose_device(device).type == "cuda":
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, IndexError):

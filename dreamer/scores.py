@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import CheckpointError, RunFolder
-from .config import Config, unusual
+from .checkpoint import NEWEST, CheckpointError, RunFolder
+from .config import Config, method
 from .errors import UserMistake
 
 FILES = ("metrics.jsonl", "scores.csv")  # a run's own, and the short form that is kept of one
@@ -54,18 +54,13 @@ class Curve:
 
     def reached(self, score: float, window: float) -> int | None:
         """Frames at which the run first has a score, as `at` has it; None if never."""
-        for frames in np.unique(self.frames).tolist():
-            mine = self.at(frames, window)
-            if mine is not None and mine >= score:
-                return int(frames)
-        return None
+        left = np.ceil(self.frames / window).astype(np.int64)  # where each episode is no longer counted
+        changes = np.unique(np.concatenate([self.frames, left[left <= self.end]])).tolist()
+        return next((frames for frames in changes if (self.at(frames, window) or -np.inf) >= score), None)
 
     @property
     def method(self) -> str:
-        """What two seeds of one experiment share: size, ratio, and what else was not as the protocol has it."""
-        config = self.config
-        other = [f"{key} {here}" for key, (_, here) in unusual(config).items() if key not in ("size", "ratio")]
-        return ", ".join([f"size {config.size}", f"ratio {config.ratio:g}", *other])
+        return method(self.config)
 
 
 def read(path: Path) -> Curve:
@@ -143,7 +138,7 @@ def hours(path: Path) -> list[tuple[int, float]]:
             return [(int(row["frames"]), float(row["hours"])) for row in csv.DictReader(lines)]
     if not (path / FILES[0]).is_file():
         return []
-    repeat, found, before, total = RunFolder(path).config().repeat or 1, [], 0, 0.0
+    repeat, found, before, total = counters(path).get("repeat", 1), [], 0, 0.0
     for values in _lines(path / FILES[0]):
         rate = values.get("speed/agent_steps_per_second")
         if rate:
@@ -153,10 +148,24 @@ def hours(path: Path) -> list[tuple[int, float]]:
     return found
 
 
+def counters(path: Path) -> dict[str, Any]:
+    """Those of a run's newest checkpoint, see `train.Counters`; empty if there is none."""
+    try:
+        found = json.loads((path / NEWEST).read_text())["counters"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def minutes(path: Path) -> float:
+    """That a run has taken, as far as `hours` knows; 0 if it does not."""
+    return 60 * max((taken for _, taken in hours(path)), default=0.0)
+
+
 def minutes_per_frame(path: Path) -> float | None:
-    """That a run has taken, as far as `hours` knows."""
-    found = hours(path)
-    return 60 * found[-1][1] / found[-1][0] if found and found[-1][0] else None
+    """As far as `hours` knows; None if it does not."""
+    frames = max((frames for frames, _ in hours(path)), default=0)
+    return minutes(path) / frames if frames else None
 
 
 def write_metrics(path: Path, out: Path, points: int) -> None:

@@ -70,16 +70,19 @@ def read(path: Path) -> list[Entry]:
     if not cells:
         raise UserMistake(f"{path} lists no runs; give a line with the columns {', '.join(COLUMNS)}, and one for each")
     _check_head(path, cells[0])
-    entries: dict[str, Entry] = {}
+    entries: dict[tuple[str, str, int], Entry] = {}
     for (number, _), row in zip(lines[1:], cells[1:]):
         try:
             entry = _entry(dict(zip(cells[0], row)), too_many=row[len(cells[0]) :])
-            name = entry.name
+            run = entry.task, configs.method(entry.config), entry.seed
         except ValueError as error:
             raise UserMistake(f"{path}, line {number}: {error}") from error
-        if name in entries:
-            raise UserMistake(f"{path}, line {number}: {name} is there already; leave one out")
-        entries[name] = entry
+        if run in entries:
+            task, method, seed = run
+            raise UserMistake(
+                f"{path}, line {number}: seed {seed} of {task} with {method} is there already; leave one out"
+            )
+        entries[run] = entry
     if not entries:
         raise UserMistake(f"{path} lists no runs; give a line for each below its columns")
     return list(entries.values())

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def test_a_list_is_worked_through(tmp_path):
         assert made["command"].endswith(f"--run {tmp_path / 'runs' / entry.name} --device auto")
         assert made["evaluation"]["mean"] > 0 and len(made["evaluation"]["scores"]) == batch.EPISODES
         assert f"evaluate {tmp_path / 'runs' / entry.name} --episodes" in made["evaluation"]["command"]
+        assert made["evaluation"]["frames"] == 60 + 20 * seed
         assert made["at_once"] == 2 and made["precision"] == "float32" and made["compiled"] is False
         assert len(made["commits"]) == 1
         names, *rows = (place / "metrics.csv").read_text().splitlines()
@@ -158,7 +160,7 @@ def test_the_curve_is_kept_while_a_run_goes_on(tmp_path, monkeypatch):
     thread.start()
     assert batch_.work() == []
     thread.join()
-    assert seen[0].startswith("0 of 1 finished | gym/CartPole-v1 s0 ")
+    assert seen[0].startswith(f"0 of 1 finished | {entry.name} ")
     assert batch_.standing() == "0 of 1 finished | nothing runs"
 
 
@@ -186,6 +188,46 @@ def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch)
     assert make_batch(tmp_path, entry).standing().startswith("1 of 1")
 
 
+def test_an_evaluation_is_that_of_the_agent_at_the_end(tmp_path, monkeypatch):
+    """Not one of a shorter run that goes on."""
+    short = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}"))
+    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: {"mean": 5.0, "interval_95": [4, 6], "frames": 40})
+    assert make_batch(tmp_path, *short).work() == []
+    (longer,) = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,80,{SETTINGS}"))
+    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: None)  # it is stopped
+    assert make_batch(tmp_path, longer).work() == []
+    made = scores.run_record(tmp_path / "results" / longer.name)
+    assert made["finished"] and made["frames"] == 80 and made["evaluation"]["frames"] == 40
+    again = make_batch(tmp_path, longer)
+    assert again.standing().startswith("0 of 1")
+    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: {"mean": 7.0, "interval_95": [6, 8], "frames": 80})
+    assert again.work() == [] and again.standing().startswith("1 of 1")
+    assert scores.run_record(tmp_path / "results" / longer.name)["evaluation"]["mean"] == 7.0
+
+
+def test_results_that_cannot_be_read_stop_nothing(tmp_path):
+    (entry,) = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}"))
+    broken = tmp_path / "results" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "scores.csv").write_text("<<<<<<< mine\n")
+    said = []
+    assert make_batch(tmp_path, entry, say=said.append).work() == []
+    assert sum("No new index" in line and str(broken) in line for line in said) == 2
+    made = scores.run_record(tmp_path / "results" / entry.name)
+    assert made["finished"] and made["evaluation"]["mean"] > 0
+
+
+def test_what_cannot_be_kept_is_said(tmp_path, monkeypatch):
+    def full(folder, place, made):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "keep", full)
+    (entry,) = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}"))
+    said = []
+    assert make_batch(tmp_path, entry, say=said.append).work() == []
+    assert said[0].startswith(f"{entry.name} cannot be kept in {tmp_path / 'results'} (No space left on device)")
+
+
 def test_what_an_environment_prints_is_no_score(tmp_path, monkeypatch):
     entry, said = Entry("gym/CartPole-v1", 0, size="1m"), []
     work = make_batch(tmp_path, entry, say=said.append)
@@ -202,7 +244,8 @@ def kept(folder, entry, frames, hours):
     (place / "config.json").write_text(json.dumps(to_json(entry.config)))
     (place / "scores.csv").write_text(f"frames,score\n{frames},7\n")
     (place / "times.csv").write_text(f"frames,hours\n{frames},{hours}\n")
-    (place / "run.json").write_text(json.dumps({"frames": frames, "finished": True, "evaluation": {"mean": 7}}))
+    made = {"frames": frames, "finished": True, "machine": record.machine("cpu"), "at_once": 1}
+    (place / "run.json").write_text(json.dumps(made))
 
 
 def test_a_run_is_begun_only_if_it_can_end_in_time(tmp_path):
@@ -219,6 +262,14 @@ def test_a_run_is_begun_only_if_it_can_end_in_time(tmp_path):
     # As long a frame as another seed of its task takes, or another task of its suite; of others nothing is known.
     assert [work.minutes_needed(entry) for entry in (second, third, other)] == [15, 30, None]
     assert [work._needs_another_time(entry) for entry in (second, third, other)] == [None, None, None]
+    # What another machine takes, or this one with more runs at once, or with other settings, tells nothing.
+    record_ = tmp_path / "results" / first.name / "run.json"
+    made = json.loads(record_.read_text())
+    for change in ({"machine": "NVIDIA H200"}, {"at_once": 4}):
+        record_.write_text(json.dumps(made | change))
+        assert work.minutes_needed(second) is None
+    record_.write_text(json.dumps(made))
+    assert work.minutes_needed(replace(second, settings=("replay.batch=32",))) is None
     work._until = time.monotonic() + 60 * 14
     # The second fits into another sitting, the third into none, so that it may as well begin.
     assert [work._needs_another_time(entry) for entry in (second, third, other)] == [15, None, None]
@@ -258,7 +309,12 @@ def test_the_line_of_a_run():
         (["gym/CartPole-v1,0,1m,1,30,replay.bach=1"], "replay.batch"),
         (["gym/CartPole-v1,0,1m,1,30,seed=4"], "line 2: seed=4 is among the settings; give it in the column"),
         (["gym/CartPole-v1,0,1m,1,30,,# mine"], "line 2: '# mine' belongs to no column"),
-        (["gym/CartPole-v1,0,1m,1,30,"] * 2, "line 3: gym-CartPole-v1-1m-ratio1-seed0 is there already; leave one out"),
+        (
+            ["gym/CartPole-v1,0,1m,1,30,"] * 2,
+            "line 3: seed 0 of gym/CartPole-v1 with size 1m, ratio 1 is there already",
+        ),
+        (["atari/pong,0,1m,1,30,", "atari/pong,0,1m,1,30,run.precision=float32"], "line 3: seed 0 .* is there already"),
+        (["atari/pong,0,1m,1,30,", "atari/pong,0,1m,1,30,environment.size=96"], "line 3: seed 0 .* is there already"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path, lines, named):

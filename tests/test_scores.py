@@ -17,7 +17,7 @@ from dreamer.errors import UserMistake
 from dreamer.plot import draw, lines
 from dreamer.published import CURVES, _rows, number, other_protocol, short, standing, verdict, window
 from dreamer.published import curve as published
-from dreamer.scores import Curve, read, write_csv, write_metrics
+from dreamer.scores import Curve, hours, minutes, minutes_per_frame, read, write_csv, write_metrics
 
 
 def make_run(folder: Path, pairs, task="dmc/cartpole_swingup", **given) -> Path:
@@ -92,6 +92,23 @@ def test_a_score_is_the_mean_of_the_last_episodes():
     assert make_curve([(10, 9.0), (20, 1.0), (20, 3.0)]).at(100, 0.85) == 2
 
 
+def test_a_score_is_first_reached_where_old_episodes_are_left_out_too():
+    curve = replace(make_curve([(80, 1.0), (90, 9.0)]), seen=100)
+    assert curve.at(94, 0.85) == 5 and curve.at(95, 0.85) == 9  # 85 % of 95 are beyond 80
+    assert [curve.reached(score, 0.85) for score in (1, 5, 9, 10)] == [80, 90, 95, None]
+    assert replace(curve, seen=94).reached(9, 0.85) is None
+
+
+def test_hours_are_those_of_the_frames_that_a_step_takes(tmp_path):
+    """Of an environment that repeats by itself, which the config does not tell."""
+    folder = make_run(tmp_path / "run", [(1000, 5.0)], task="gym/ALE/Pong-v5")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"frames": 14_400, "speed/agent_steps_per_second": 1.0}))
+    (folder / "checkpoint.json").write_text(json.dumps({"counters": {"repeat": 4, "rows": 3600}}))
+    assert hours(folder) == [(14_400, 1.0)] and minutes(folder) == 60
+    assert minutes_per_frame(folder) == pytest.approx(60 / 14_400)
+
+
 # Published -------------------------------------------------------------------------------------------------
 
 
@@ -115,13 +132,18 @@ def test_only_the_same_protocol_is_judged():
     assert standing(same, band, 512.0) == expected
     other = configs.make_config("dmc/cartpole_swingup", size="1m", settings=["ratio=128", "repeat=4"])
     assert other_protocol(other) == ["repeat 2, here 4", "ratio 512, here 128", "size 12m, here 1m"]
-    assert standing(other, band, 512.0).endswith("(5 seeds; repeat 2, here 4; ratio 512, here 128; size 12m, here 1m)")
+    differing = "repeat 2, here 4; ratio 512, here 128; size 12m, here 1m"
+    assert standing(other, band, 512.0).endswith(f"(5 seeds): not judged, another protocol: {differing}")
     changed = configs.make_config("dmc/cartpole_swingup", settings=["optimizer.learning_rate=0.001", "model.units=8"])
     assert other_protocol(changed) == ["model.units 256, here 8", "optimizer.learning_rate 4e-05, here 0.001"]
     harmless = configs.make_config("dmc/cartpole_swingup", seed=3, frames=9, settings=["run.precision=float32"])
     assert other_protocol(harmless) == []
     sticky = configs.make_config("atari/pong", settings=["environment.sticky=0.0"])
-    assert other_protocol(sticky) == ["here environment.sticky=0.0"]
+    assert other_protocol(sticky) == ["environment.sticky 0.25, here 0"]
+    usual = configs.make_config("atari/pong", settings=["environment.sticky=0.25", "environment.size=96"])
+    assert other_protocol(usual) == [] and configs.method(usual) == "size 200m, ratio 32"
+    own = configs.make_config("gym/CartPole-v1", settings=["environment.sutton=true"])
+    assert other_protocol(own) == ["here environment.sutton=True"]
 
 
 def test_every_published_curve_can_be_read():
