@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserMistake
-from .published import Band, human_normalized, number, other_protocol, passed, short, verdict, window
+from .published import NOT_JUDGED, Band, human_normalized, number, other_protocol, passed, short, verdict, window
 from .scores import Curve, grouped
 
 RESAMPLES = 2000
@@ -33,6 +33,11 @@ class Result:
     @property
     def mean(self) -> float:
         return float(np.mean(self.scores))
+
+    @property
+    def judgement(self) -> str:
+        """The verdict, or why there is none; empty where nothing is published."""
+        return self.verdict or (f"{NOT_JUDGED}: {'; '.join(self.protocol)}" if self.protocol else "")
 
     @property
     def normalized(self) -> tuple[float, ...]:
@@ -97,7 +102,9 @@ def _scores(runs: Sequence[Curve], frames: int) -> tuple[float, ...]:
     for run in runs:
         score = run.at(frames, window(run.config.task))
         if score is None:
-            raise UserMistake(f"no episode of {run.folder} had ended at {frames:,} frames; give a larger --frames")
+            raise UserMistake(
+                f"no episode of {run.folder} had ended at {frames:,} frames; leave it out, or compare it later"
+            )
         scores.append(score)
     return tuple(scores)
 
@@ -165,7 +172,7 @@ def table(found: Sequence[Result]) -> str:
         rows.append(
             (
                 each.task, each.method, str(len(each.scores)), f"{each.frames:,}", number(each.mean),
-                spread, normalized, there, ours, each.verdict or "; ".join(each.protocol),
+                spread, normalized, there, ours, each.judgement,
             )
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

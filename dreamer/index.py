@@ -12,8 +12,13 @@ from .config import PROTOCOLS
 from .published import number
 from .scores import Curve
 
-# The frames at which the tasks of a suite are put together: early, and all.
-BUDGETS = [(suite, frames) for suite, known in PROTOCOLS.items() for frames in (100_000, known["frames"])]
+# The frames at which the tasks of a suite are put together: early, in the middle, and all.
+BUDGETS = [
+    (suite, frames)
+    for suite, known in PROTOCOLS.items()
+    for frames in sorted({100_000, 500_000, known["frames"]})
+    if frames <= known["frames"]
+]
 RECENT = 0.9  # of the frames, from which on means are taken of what was measured
 MARKS = ("<!-- scores -->", "<!-- end of scores -->")  # of the table in the README beside the folder
 
@@ -86,9 +91,8 @@ def _row(result: compare.Result) -> tuple[str, ...]:
     band = result.published
     if band is None:
         return *ours, "", "", "", "", ""
-    verdict = result.verdict or f"not judged: {'; '.join(result.protocol)}"
     theirs = f"{number(band.mean)} +- {number(band.std, 3)}", _range(band.low, band.high), str(band.seeds)
-    return *ours, *theirs, _apart(result.mean - band.mean, band), verdict
+    return *ours, *theirs, _apart(result.mean - band.mean, band), result.judgement
 
 
 def _apart(distance: float, band: published.Band) -> str:
@@ -110,6 +114,8 @@ def _runs(curves: Sequence[Curve]) -> str:
         score = curve.at(curve.last, published.window(curve.config.task))
         evaluation = run.get("evaluation") or {}
         again = f"{number(evaluation['mean'])} ({_range(*evaluation['interval_95'])})" if evaluation else ""
+        if evaluation.get("frames", curve.end) != curve.end:  # of the agent that it was then
+            again += f" after {evaluation['frames']:,} frames"
         rows.append(
             (
                 f"`{curve.config.task}`",
@@ -163,7 +169,10 @@ def _aggregates(curves: Sequence[Curve]) -> str:
         found = [compare.result(group, frames) for group in scores.grouped(runs).values()]
         found = [each for each in found if each.published and each.published.frames == frames]
         for (method, scale), mine in compare.comparable(found).items():
-            theirs = [replace(each, scores=(each.published.mean,)) for each in mine if each.published]
+            # Once for each run of ours, so that a task has the same weight on both sides.
+            theirs = [
+                replace(each, scores=(each.published.mean,) * len(each.scores)) for each in mine if each.published
+            ]
             for value, there in zip(compare.aggregates(mine), compare.aggregates(theirs)):
                 interval = "{:.3f} to {:.3f}".format(*value.interval) if value.interval else "one seed"
                 numbers = f"{len(mine)}", f"{sum(len(each.scores) for each in mine)}"
@@ -184,7 +193,7 @@ def _times(curves: Sequence[Curve]) -> str:
             if frames == curve.frames[0]:  # what the first episodes score has not been learned
                 continue
             if frames is None and band.frames > curve.end:
-                break
+                continue
             minutes = f"{60 * np.interp(frames, *taken):.0f}" if frames else f"not in {60 * taken[1][-1]:.0f}"
             mine = f"{frames:,}" if frames else f"not by {curve.end:,}"
             run = f"{curve.method}, seed {curve.config.seed}"

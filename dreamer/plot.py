@@ -17,6 +17,7 @@ from .video import check_place
 FORMATS = (".png", ".svg", ".pdf")
 POINTS = 300  # of a line, at most
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe and Ito)
+STYLES = ("-", "-.", ":")  # for more than these
 PUBLISHED, BASELINE = "#555555", "#AAAAAA"
 COLUMNS = 4  # at most
 SIZE = (4.2, 3.0)  # inches of a panel
@@ -97,7 +98,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             raise UserMistake(f"{curve.folder} has no episode yet; wait until one has ended, or leave it out")
         tasks.setdefault(curve.config.task, []).append(curve)
     methods = list(dict.fromkeys(curve.method for curve in curves))
-    colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(methods)}
+    looks = {
+        method: (COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]) for i, method in enumerate(methods)
+    }
     columns = min(COLUMNS, len(tasks) if len(tasks) <= 3 else math.ceil(math.sqrt(len(tasks))))
     rows = -(-len(tasks) // columns)
     style: dict[Any, Any] = {
@@ -111,7 +114,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             rows, columns, figsize=(SIZE[0] * columns, SIZE[1] * rows + LEGEND), squeeze=False, layout="constrained"
         )
         for i, (panel, (task, runs)) in enumerate(zip(axes.flat, tasks.items())):
-            _draw_panel(panel, task, runs, colors)
+            _draw_panel(panel, task, runs, looks)
             panel.set_xlabel("environment frames" if i + columns >= len(tasks) else "")
             panel.set_ylabel("" if i % columns else "score of training episodes")
         for panel in list(axes.flat)[len(tasks) :]:
@@ -124,8 +127,8 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             ncols=1 if columns == 1 else 2,
             frameon=False,
             fontsize=7.5,
-            title="lines: mean of the episodes in the last 10 or 15 % of the frames, as published\n"
-            "dots: single episodes; shaded: from the lowest to the highest seed",
+            title="lines: mean of the episodes in the last 10 or 15 % of the frames, as published; thin: a seed that "
+            "went on\ndots: single episodes; shaded: from the lowest to the highest seed",
             title_fontsize=7.5,
         )
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
@@ -133,38 +136,45 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         pyplot.close(figure)
 
 
-def _draw_panel(panel: Any, task: str, curves: list[Curve], colors: dict[str, str]) -> None:
+def _draw_panel(panel: Any, task: str, curves: list[Curve], looks: dict[str, tuple[str, str]]) -> None:
     ours = lines(curves)
     baseline, agent = published(task, "ppo_fixhp"), published(task)
-    right = 1.02 * max([curve.last for curve in curves] + [band.frames for band in (baseline + agent)[:1]])
+    # As far as the first published score, for a run that is not there yet.
+    right = 1.02 * max([curve.last for curve in curves] + [bands[0].frames for bands in (baseline, agent) if bands])
     if baseline:
         _draw_bands(panel, baseline, right, "PPO, published", BASELINE)
     if agent:
-        _draw_bands(panel, agent, right, f"DreamerV3 {size(task)}, published", PUBLISHED)
+        _draw_bands(panel, agent, right, "DreamerV3, published", PUBLISHED)
     for curve in curves:
-        panel.plot(curve.frames, curve.scores, ".", color=colors[curve.method], alpha=0.5, ms=4, mec="none")
+        panel.plot(curve.frames, curve.scores, ".", color=looks[curve.method][0], alpha=0.5, ms=4, mec="none")
     for line in ours:
-        color = colors[line.method]
+        color, style = looks[line.method]
         panel.fill_between(line.frames, line.low, line.high, color=color, alpha=0.25, lw=0)
-        panel.plot(line.frames, line.mean, color=color, lw=1.8, label=line.method)
+        panel.plot(line.frames, line.mean, color=color, lw=1.8, ls=style, label=line.method)
         for frames, scores in line.further:
-            panel.plot(frames, scores, color=color, lw=0.9)
-    panel.set_title(f"{task}, {' and '.join(dict.fromkeys(line.seeds for line in ours))}", fontsize=10)
+            panel.plot(frames, scores, color=color, lw=0.9, ls=style)
+    title = f"{task}, {' and '.join(dict.fromkeys(line.seeds for line in ours))}"
+    panel.set_title(f"{title}\n{_of_published(task, agent, right)}" if agent else title, fontsize=9)
     panel.set_xlim(0, right)
     panel.xaxis.set_major_locator(_ticks(5))
     panel.xaxis.set_major_formatter(lambda value, _: _frames(value))
     panel.grid(alpha=0.2, lw=0.6)
 
 
+def _of_published(task: str, bands: Sequence[Band], right: float) -> str:
+    """The model and the seeds of the published scores that a picture shows."""
+    seeds = sorted({band.seeds for band in bands if band.frames <= right})
+    several = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    return f"published: size {size(task)}, {several} seed{'s' * (seeds != [1])}"
+
+
 def _draw_bands(panel: Any, bands: Sequence[Band], right: float, name: str, color: str) -> None:
     """Mean and range, up to the picture's right edge."""
-    seeds = bands[-1].seeds
     points = np.array([(band.frames, band.mean, band.low, band.high) for band in bands]).T
     frames = points[0][points[0] <= right]
     edge = [right] if right < points[0][-1] else []
     place = np.concatenate([frames, edge])
     mean, low, high = (np.interp(place, points[0], values) for values in points[1:])
-    name = f"{name}, {seeds} seed{'s' * (seeds > 1)}"
     panel.fill_between(place, low, high, color=color, alpha=0.15, lw=0)
     panel.plot(place, mean, color=color, lw=1.2, ls="--", label=name)
     shown = len(frames)

@@ -15,6 +15,7 @@ CURVES = {
 }
 TOLERATED_STDS = 2.3  # a correct agent leaves so wide a band once in fifty times
 TOLERATED_SHARE = 0.15  # of the mean, since a few seeds may lie closer together than the truth does
+NOT_JUDGED = "not judged, another protocol"
 ALIASES = {"cup_catch": "ball_in_cup_catch"}
 
 
@@ -97,18 +98,18 @@ def size(task: str) -> str:
 
 
 def standing(config: Config, band: Band, score: float, seeds: int = 1) -> str:
-    """A score beside the published one; judged only where the protocol is the same."""
+    """A score beside the published one; judged only where the protocol is the same, else that is told."""
     seen = f"{band.seeds} seed{'s' * (band.seeds != 1)}"
     there = f"{number(band.mean)} +- {number(band.std, 3)}"
-    text = f"at {short(band.frames)} frames: {number(score)}; published {there} ({seen}"
+    text = f"at {short(band.frames)} frames: {number(score)}; published {there} ({seen}): "
     differing = other_protocol(config)
-    return f"{text}; {'; '.join(differing)})" if differing else f"{text}): {verdict(score, band, seeds)}"
+    return text + (f"{NOT_JUDGED}: {'; '.join(differing)}" if differing else verdict(score, band, seeds))
 
 
 def standing_in_short(config: Config, band: Band, score: float) -> str:
     """As `standing` of one seed, for a line that has little room."""
-    judged = "not judged" if other_protocol(config) else verdict(score, band, 1)
-    return f"published {number(band.mean)} at {compact(band.frames)}: {number(score)} ({judged})"
+    judged = "other protocol" if other_protocol(config) else verdict(score, band, 1)
+    return f"{number(score)} at {compact(band.frames)}, published {number(band.mean)} ({judged})"
 
 
 def _plain(value: object) -> str:

@@ -60,7 +60,8 @@ def test_ours_beside_the_published_score(tmp_path):
     # Published: 321.56 +- 79.79, 265.3 to 456.9.
     there = "| 50,000 | 1 | 200 |  | 321.6 +- 79.8 | 265.3 to 456.9 | 5 | -122 (1.5 sd, 38%) |"
     assert large == f"| `dmc/cartpole_swingup` | size 12m, ratio 512 {there} within |"
-    assert small == f"| `dmc/cartpole_swingup` | size 1m, ratio 512 {there} not judged: size 12m, here 1m |"
+    not_judged = "not judged, another protocol"
+    assert small == f"| `dmc/cartpole_swingup` | size 1m, ratio 512 {there} {not_judged}: size 12m, here 1m |"
 
 
 def test_a_short_run_takes_nothing_from_a_long_one(tmp_path):
@@ -88,6 +89,30 @@ def test_tasks_together_at_the_same_frames(tmp_path):
     ]
     assert " | 0.425 | " in rows[0] and " | interquartile mean | " in rows[0]  # of 250, 350, 500 and 700
     assert "Time to score" not in index(tmp_path)  # without a record of the hours
+
+
+def test_a_task_of_many_seeds_weighs_as_much_among_the_published(tmp_path):
+    for task, seeds in (("walker_walk", 6), ("cheetah_run", 1), ("cartpole_swingup", 1)):
+        for seed in range(seeds):
+            keep(tmp_path, f"dmc/{task}", seed, {100_000: 400.0})
+    # Of 297.2, six times 478.1, and 515.8 the middle four.
+    row = next(line for line in index(tmp_path).splitlines() if " | interquartile mean | " in line)
+    assert row.endswith("| 100,000 | 3 | 8 | interquartile mean | 0.400 | one seed | 0.478 |")
+
+
+def test_the_camera_has_a_budget_in_the_middle(tmp_path):
+    for task in ("walker_walk", "cartpole_swingup"):
+        keep(tmp_path, f"dmc_vision/{task}", 0, {100_000: 400.0, 500_000: 800.0})
+    found = [line for line in index(tmp_path).splitlines() if " | mean | " in line]
+    assert [line.split(" | ")[2] for line in found] == ["100,000", "500,000"]
+
+
+def test_an_evaluation_of_an_earlier_agent_says_so(tmp_path):
+    place = keep(tmp_path, "dmc/walker_walk", 0, {100_000: 500.0})
+    for frames, said in ((100_000, "| 300 (250 to 350) |"), (90_000, "| 300 (250 to 350) after 90,000 frames |")):
+        evaluation = {"frames": frames, "mean": 300.0, "interval_95": [250.0, 350.0]}
+        (place / "run.json").write_text(json.dumps({"frames": 100_000, "evaluation": evaluation}))
+        assert said in index(tmp_path)
 
 
 def test_what_was_learned_halfway_and_at_the_end(tmp_path):

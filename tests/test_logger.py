@@ -412,7 +412,9 @@ def test_published_scores_are_set_beside_ours(tmp_path):
     assert "published" not in watched.stream.getvalue()
     watched.rows([0], [1], [0])
     watched.close()
-    said = "At 50 thousand frames: 512; published 310 +- 31.98 (5 seeds; ratio 512, here 1; "
+    said = (
+        "At 50 thousand frames: 512; published 310 +- 31.98 (5 seeds): not judged, another protocol: ratio 512, here 1"
+    )
     band = published.curve("dmc/cartpole_swingup")[0]
     said = said.replace("310", f"{band.mean:.4g}").replace("31.98", f"{band.std:.3g}")
     assert said in watched.stream.getvalue()
@@ -429,11 +431,11 @@ def test_the_line_of_progress_has_room_for_the_published_score(tmp_path, clock, 
     assert watched.logger._parts(watched.counters)[:4] == [
         "50k of 4,000 frames",
         "score 512",
-        "published 321.6 at 50k: 512 (not judged)",
+        "512 at 50k, published 321.6 (other protocol)",
         "mean of 1: 512",
     ]
     task = "dmc/cartpole_swingup"
     same = published.standing_in_short(make_config(task), published.curve(task)[0], 322.0)
-    assert same == "published 321.6 at 50k: 322 (within)"
+    assert same == "322 at 50k, published 321.6 (within)"
     # With the time left, in the line of a usual terminal.
     assert len(", ".join(["123.4k of 500k frames", "72 min left", "score 512.34", same])) < 90
