@@ -20,13 +20,16 @@ train: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-evidence: $(VENV)/installed
-	$(BIN)/dreamer batch $(LIST) $(ARGS)
+# With the Python that is there if it has all that is needed, as on a machine that reaches no package index.
+NEEDED := torch, gymnasium, ale_py, dm_control, tensorboard, click, matplotlib, pytest, hypothesis
+find_python = if $(PYTHON) -c "import $(NEEDED)" 2>/dev/null; then python=$(PYTHON); \
+	else $(MAKE) $(1) && python=$(BIN)/python; fi
 
-# With the Python that is there if it has all it needs, as on a machine that reaches no package index.
+evidence:
+	@$(call find_python,$(VENV)/installed) && $$python -m dreamer batch $(LIST) $(ARGS)
+
 gpu:
-	@if $(PYTHON) -c "import torch, gymnasium, ale_py, dm_control, tensorboard, click, matplotlib, pytest, hypothesis" 2>/dev/null; \
-	then python=$(PYTHON); else $(MAKE) $(VENV)/installed-test && python=$(BIN)/python; fi && \
+	@$(call find_python,$(VENV)/installed-test) && \
 	PYTHONPATH=.:$$PYTHONPATH $$python tests/gpu_report.py $(ARGS)
 
 lint: $(VENV)/installed-test
