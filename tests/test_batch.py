@@ -12,6 +12,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
+import envs
 from dreamer import batch, record, scores
 from dreamer.batch import Batch
 from dreamer.cli import main
@@ -346,6 +347,17 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes("\ufefftask, seed ,frames\r\n\r\ndmc/walker_walk, 3, \r\n".encode())
     assert read(path) == [Entry("dmc/walker_walk", 3)]
+
+
+@pytest.mark.parametrize("name", ["cpu.csv", "gpu.csv"])
+def test_the_lists_that_come_with_the_results(name):
+    results = Path(__file__).parent.parent / "runs" / "results"
+    entries = read(results / name)
+    for task in {entry.task for entry in entries}:
+        envs.check_name(task)
+    # What was kept is of the first, so that whoever has the results alone can go on.
+    if name == "cpu.csv":
+        assert {path.parent.name for path in results.glob("curves/*/run.json")} <= {entry.name for entry in entries}
 
 
 def test_a_list_that_is_not_there(tmp_path):
