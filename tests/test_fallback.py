@@ -9,6 +9,7 @@ import tiny
 import torch
 import torch._inductor.config
 from click.testing import CliRunner
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from dreamer import bench, compiling
 from dreamer.agent import Agent
@@ -50,6 +51,7 @@ def broken_compiler(tmp_path, monkeypatch):
         "#!/bin/sh\ncase $1 in *-version) exec g++ $1;; esac\necho 'a.cpp:1: error: no room' >&2\nexit 1\n"
     )
     compiler.chmod(0o755)
+    pick_vec_isa()  # tries once in a process, by compiling, what the processor has: later tests stand on that
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty"))
     torch.compiler.reset()
     with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}):
