@@ -56,7 +56,11 @@ class Curve:
         """Frames at which the run first has a score, as `at` has it; None if never."""
         left = np.ceil(self.frames / window).astype(np.int64)  # where each episode is no longer counted
         changes = np.unique(np.concatenate([self.frames, left[left <= self.end]])).tolist()
-        return next((frames for frames in changes if (self.at(frames, window) or -np.inf) >= score), None)
+        for frames in changes:
+            mine = self.at(frames, window)
+            if mine is not None and mine >= score:
+                return int(frames)
+        return None
 
     @property
     def method(self) -> str:
@@ -138,7 +142,8 @@ def hours(path: Path) -> list[tuple[int, float]]:
             return [(int(row["frames"]), float(row["hours"])) for row in csv.DictReader(lines)]
     if not (path / FILES[0]).is_file():
         return []
-    repeat, found, before, total = counters(path).get("repeat", 1), [], 0, 0.0
+    repeat = counters(path).get("repeat") or RunFolder(path).config().repeat or 1
+    found, before, total = [], 0, 0.0
     for values in _lines(path / FILES[0]):
         rate = values.get("speed/agent_steps_per_second")
         if rate:

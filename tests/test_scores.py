@@ -97,6 +97,7 @@ def test_a_score_is_first_reached_where_old_episodes_are_left_out_too():
     assert curve.at(94, 0.85) == 5 and curve.at(95, 0.85) == 9  # 85 % of 95 are beyond 80
     assert [curve.reached(score, 0.85) for score in (1, 5, 9, 10)] == [80, 90, 95, None]
     assert replace(curve, seen=94).reached(9, 0.85) is None
+    assert make_curve([(80, -2.0), (90, 2.0)]).reached(0, 0.85) == 90  # 0 in the mean
 
 
 def test_hours_are_those_of_the_frames_that_a_step_takes(tmp_path):
@@ -104,6 +105,7 @@ def test_hours_are_those_of_the_frames_that_a_step_takes(tmp_path):
     folder = make_run(tmp_path / "run", [(1000, 5.0)], task="gym/ALE/Pong-v5")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("\n" + json.dumps({"frames": 14_400, "speed/agent_steps_per_second": 1.0}))
+    assert hours(folder) == [(14_400, 4.0)]  # there is no checkpoint yet
     (folder / "checkpoint.json").write_text(json.dumps({"counters": {"repeat": 4, "rows": 3600}}))
     assert hours(folder) == [(14_400, 1.0)] and minutes(folder) == 60
     assert minutes_per_frame(folder) == pytest.approx(60 / 14_400)
