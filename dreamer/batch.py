@@ -166,8 +166,8 @@ class Batch:
 
     def minutes_needed(self, entry: Entry) -> float | None:
         """Minutes up to a run's end, as long as it or one of its kind has taken for a frame; None if none has yet."""
-        folder, config = self._runs / entry.name, entry.config
-        rest = config.frames - record.frames(folder)
+        folder = self._runs / entry.name
+        rest = entry.config.frames - record.frames(folder)
         if pace := scores.minutes_per_frame(folder):
             return rest * pace
         same: list[float] = []
@@ -176,22 +176,19 @@ class Batch:
                 other = scores.read(place.parent)
             except CheckpointError:
                 continue
-            is_like = other.config.task.split("/")[0] == config.task.split("/")[0]
             pace = scores.minutes_per_frame(place.parent)
-            if (
-                pace
-                and is_like
-                and other.method == method(config)
-                and self._is_as_here(scores.run_record(place.parent))
-            ):
-                if other.config.task == config.task:
-                    return rest * pace
-                same.append(pace)
+            if not pace or not self._is_of_its_kind(entry, other):
+                continue
+            if other.config.task == entry.task:
+                return rest * pace
+            same.append(pace)
         return rest * max(same) if same else None
 
-    def _is_as_here(self, run: dict[str, Any]) -> bool:
-        """Whether a run that is kept had this machine, with as many others."""
-        return run.get("machine") == record.machine(self._device) and run.get("at_once") == self._at_once
+    def _is_of_its_kind(self, entry: Entry, other: scores.Curve) -> bool:
+        """Whether a run that is kept was of the same suite and method, on this machine, beside as many others."""
+        made, suite = scores.run_record(other.folder), entry.task.split("/")[0]
+        is_as_here = made.get("machine") == record.machine(self._device) and made.get("at_once") == self._at_once
+        return is_as_here and other.config.task.split("/")[0] == suite and other.method == method(entry.config)
 
     def _keep(self, work: Work) -> bool:
         """Write what a run has shown so far; whether there was anything to write."""

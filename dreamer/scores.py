@@ -164,13 +164,14 @@ def counters(path: Path) -> dict[str, Any]:
 
 def minutes(path: Path) -> float:
     """That a run has taken, as far as `hours` knows; 0 if it does not."""
-    return 60 * max((taken for _, taken in hours(path)), default=0.0)
+    found = hours(path)
+    return 60 * found[-1][1] if found else 0.0
 
 
 def minutes_per_frame(path: Path) -> float | None:
     """As far as `hours` knows; None if it does not."""
-    frames = max((frames for frames, _ in hours(path)), default=0)
-    return minutes(path) / frames if frames else None
+    found = hours(path)
+    return 60 * found[-1][1] / found[-1][0] if found and found[-1][0] else None
 
 
 def write_metrics(path: Path, out: Path, points: int) -> None:

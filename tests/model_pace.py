@@ -6,6 +6,7 @@ Agents that begin anew learn side by side from the same sequences of a run's rep
 first step, which nothing is known before. They imagine two steps only: the world model is what is looked at.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,13 +22,9 @@ EVERY = 250  # updates
 
 
 def learner(agent, size, rate):
-    config = agent.config
-    settings = [
-        "behavior.horizon=2",
-        f"optimizer.learning_rate={rate * make_config(config.task).optimizer.learning_rate}",
-    ]
-    settings += [f"environment.{key}={value}" for key, value in config.environment.items()]
-    config = make_config(config.task, size=size, settings=settings)
+    config = make_config(agent.config.task, size=size, settings=["behavior.horizon=2"])
+    faster = replace(config.optimizer, learning_rate=rate * config.optimizer.learning_rate)
+    config = replace(config, optimizer=faster)
     made = Agent(config, agent.observation_spec, agent.action_spec, agent.device, agent.dtype)
     made.compile()
     return made
