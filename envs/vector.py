@@ -169,15 +169,18 @@ class Vector:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Of a Vector of as many environments, made with the same arguments; the seeds may differ."""
+        """Of a Vector of as many environments, made with the same arguments; the seeds may differ.
+
+        Where one refuses its state, this raises, and all of them still begin anew.
+        """
         assert len(state["envs"]) == len(self), "saved with another number of environments"
+        answers = [env.ask("set_state", state["envs"][str(i)]) for i, env in enumerate(self._envs)]
+        for answer in answers:
+            answer()
         self._failures, self._made_anew = state["failures"].tolist(), state["made_anew"]
         self._seeds = state["seeds"].tolist()
         self._needs_reset = state["needs_reset"].copy()
         self._is_seeded = state["is_seeded"].copy()
-        answers = [env.ask("set_state", state["envs"][str(i)]) for i, env in enumerate(self._envs)]
-        for answer in answers:
-            answer()
 
     def close(self) -> None:
         for env in self._envs:

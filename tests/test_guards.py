@@ -177,13 +177,17 @@ def test_episodes_that_cannot_be_saved_after_all(tmp_path, monkeypatch, fails, s
 
 
 def test_episodes_that_cannot_be_gone_on_with_after_all(tmp_path, monkeypatch):
-    assert "open episodes" not in train_saving(tmp_path / "run", 30)
+    assert "open episodes" not in train_saving(tmp_path / "run", 33)  # two cycles of 15 rows, and the next begun
     monkeypatch.setenv("FAILS", "set")
     said = train_saving(tmp_path / "run", 40)
     assert (
         "The open episodes end here, as at a time limit: environment 1 of 1 raised RuntimeError when its state" in said
     )
     assert rows(tmp_path / "run") == 40
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    later = [line for line in lines if "episode/score" in line and line["frames"] > 33]
+    # None holds rows of before: each has begun with a reset of its own.
+    assert later and all(line["episode/length_frames"] + 1 <= line["frames"] - 33 for line in later)
 
 
 # Curves that cannot be written ---------------------------------------------------------------------------

@@ -164,6 +164,23 @@ def test_a_saved_state_goes_on_exactly(calls, history):
     assert later == ({None} if calls else {None, 0, 1, 2})
 
 
+def test_where_one_refuses_its_state_all_begin_anew():
+    episodes = [(4, TERMINATED)] * 5, [(9, TERMINATED)] * 5
+    vector, _ = make(*episodes)
+    run(vector, 3)  # in mid-episode
+    other, made = make(*episodes)
+
+    def refuse(state):
+        raise ValueError("of another version")
+
+    made[1].set_state = refuse
+    with pytest.raises(ValueError, match="of another version"):
+        other.set_state(vector.get_state())
+    other.reseed([7])
+    assert run(other, 1)[0].is_first.tolist() == [True, True]
+    assert all(len(env.seeds) == 1 and env.seeds[0] is not None for env in made)
+
+
 def test_a_saved_state_does_not_change_with_what_follows():
     vector, _ = make([(2, TERMINATED)] * 9)
     state = vector.get_state()
