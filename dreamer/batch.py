@@ -103,8 +103,7 @@ class Batch:
                         self._say(self.standing())
                     if time.monotonic() - kept > KEEP_SECONDS:
                         kept = time.monotonic()
-                        for work in list(self._running.values()):
-                            self._keep(work)
+                        self._keep(*list(self._running.values()))
             except KeyboardInterrupt:
                 self._say("Stopping, with a checkpoint each")
             finally:
@@ -173,10 +172,9 @@ class Batch:
         same: list[float] = []
         for place in sorted(self._results.glob("*/times.csv")):
             try:
-                other = scores.read(place.parent)
-            except CheckpointError:
+                other, pace = scores.read(place.parent), scores.minutes_per_frame(place.parent)
+            except CheckpointError:  # the index says so
                 continue
-            pace = scores.minutes_per_frame(place.parent)
             if not pace or not self._is_of_its_kind(entry, other):
                 continue
             if other.config.task == entry.task:
@@ -190,8 +188,15 @@ class Batch:
         is_as_here = made.get("machine") == record.machine(self._device) and made.get("at_once") == self._at_once
         return is_as_here and other.config.task.split("/")[0] == suite and other.method == method(entry.config)
 
-    def _keep(self, work: Work) -> bool:
-        """Write what a run has shown so far; whether there was anything to write."""
+    def _keep(self, *works: Work) -> bool:
+        """Write what runs have shown so far, and the index if there was anything to write; whether there was."""
+        with self._writing:
+            kept = [self._write(work) for work in works]
+            if any(kept):
+                self._write_index()
+        return any(kept)
+
+    def _write(self, work: Work) -> bool:
         entry, folder, before = work.entry, self._runs / work.entry.name, work.before
         now = record.circumstances(entry.config, self._device, self._threads)
         machines = dict.fromkeys([*filter(None, before.get("machine", "").split("; ")), now["machine"]])
@@ -204,18 +209,15 @@ class Batch:
             "finished": self._is_trained(entry),
             "evaluation": work.evaluation,
         }
-        with self._writing:
-            try:
-                if not record.keep(folder, self._results / entry.name, made):
-                    self._say(f"{self._results / entry.name} holds a longer curve; that is left as it is")
-                    return False
-            except CheckpointError:  # it has no checkpoint or no episode yet
-                return False
-            except OSError as error:
-                self._say(f"{entry.name} cannot be kept in {self._results} ({error.strerror}); make room for it there")
-                return False
-            self._write_index()
-        return True
+        try:
+            if record.keep(folder, self._results / entry.name, made):
+                return True
+            self._say(f"{self._results / entry.name} holds a longer curve; that is left as it is")
+        except CheckpointError:  # it has written no curve yet
+            pass
+        except OSError as error:
+            self._say(f"{entry.name} cannot be kept in {self._results} ({error.strerror}); make room for it there")
+        return False
 
     def _write_index(self) -> None:
         try:

@@ -333,7 +333,10 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} holds no run (there is no config.json); give the folder that train wrote"
             )
-        return configs.from_json(self._read_json("config.json"))
+        try:
+            return configs.from_json(self._read_json("config.json"))
+        except configs.ConfigError as error:
+            raise CheckpointError(f"{self.path / 'config.json'} cannot be used: {error}") from error
 
     def spaces(self) -> tuple[spaces.ObservationSpec, spaces.ActionSpec]:
         data = self._read_json("spaces.json")

@@ -70,8 +70,9 @@ def _scores(curves: Sequence[Curve]) -> str:
     """Each task at the last published point that its seeds have passed; several lines if they have come to several."""
     rows = []
     for runs in scores.grouped(curves).values():
-        for frames in sorted({_passed(run) or min(run.end for run in runs) for run in runs}):
-            there = [run for run in runs if (_passed(run) or run.end) >= frames]
+        young = [run.end for run in runs if not _passed(run)]
+        for frames in sorted({_passed(run) or min(young) for run in runs}):
+            there = [run for run in runs if run.frames[0] <= frames <= (_passed(run) or run.end)]
             rows.append(_row(compare.result(there, frames)))
     theirs = ("published", "published range", "published seeds")
     return _table(("task", "size, ratio", "frames", "seeds", "ours", "range", *theirs, "apart", "verdict"), rows)

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def read(path: Path) -> Curve:
     """The curve of a run's folder, or of one that holds `config.json` and a `scores.csv` of frames and scores.
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: it is neither, or of another version.
     """
     return Curve(path, RunFolder(path).config(), *episodes(path), _seen(path))
 
@@ -98,13 +98,11 @@ def episodes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     file = next((path / name for name in FILES if (path / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"{path} has no scores: neither {' nor '.join(FILES)} is there")
-    try:
+    with _reading(file):
         pairs = _from_csv(file) if file.suffix == ".csv" else _from_lines(file)
         frames, scores = np.array(pairs, float).reshape(-1, 2).T
         if not np.isfinite(frames).all() or (np.diff(frames) < 0).any():
             raise ValueError("its frames are not in order")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error})") from error
     return frames.astype(np.int64), scores
 
 
@@ -138,7 +136,7 @@ def hours(path: Path) -> list[tuple[int, float]]:
     From a run's own folder, or the `times.csv` that is kept of one; empty where there is neither.
     """
     if (path / "times.csv").is_file():
-        with (path / "times.csv").open() as lines:
+        with _reading(path / "times.csv"), (path / "times.csv").open() as lines:
             return [(int(row["frames"]), float(row["hours"])) for row in csv.DictReader(lines)]
     if not (path / FILES[0]).is_file():
         return []
@@ -204,6 +202,15 @@ def write_csv(curve: Curve, path: Path) -> None:
         writer.writerows(
             (frames, f"{score:.6g}") for frames, score in zip(curve.frames.tolist(), curve.scores.tolist())
         )
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raises CheckpointError for what is not in a file as it should be."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error})") from error
 
 
 def _from_csv(file: Path) -> list[tuple[float, float]]:

@@ -18,6 +18,7 @@ from dreamer.batch import Batch
 from dreamer.cli import main
 from dreamer.config import to_json
 from dreamer.errors import UserMistake
+from dreamer.index import write_index
 from dreamer.worklist import Entry, read
 
 SETTINGS = " ".join(setting for setting in tiny.WIDTHS if not setting.startswith("ratio"))
@@ -216,6 +217,19 @@ def test_results_that_cannot_be_read_stop_nothing(tmp_path):
     assert sum("No new index" in line and str(broken) in line for line in said) == 2
     made = scores.run_record(tmp_path / "results" / entry.name)
     assert made["finished"] and made["evaluation"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("times.csv", "<<<<<<< mine\nframes,hours\n"), ("config.json", '{"written": "long ago"}')]
+)
+def test_results_that_cannot_be_read_plan_nothing(tmp_path, name, text):
+    entry, other = Entry("dmc/walker_walk", 0, size="1m"), Entry("dmc/walker_walk", 1, size="1m")
+    kept(tmp_path, other, 100_000, 2.0)
+    assert make_batch(tmp_path, entry).minutes_needed(entry) == 600
+    (tmp_path / "results" / other.name / name).write_text(text)
+    assert make_batch(tmp_path, entry).minutes_needed(entry) is None
+    with pytest.raises(UserMistake, match=f"{other.name}/{name} cannot be "):
+        write_index(tmp_path / "results")
 
 
 def test_what_cannot_be_kept_is_said(tmp_path, monkeypatch):

@@ -77,6 +77,14 @@ def test_a_short_run_takes_nothing_from_a_long_one(tmp_path):
     ]
 
 
+def test_a_run_whose_first_episode_ended_late_waits_for_the_other(tmp_path):
+    keep(tmp_path, "dmc/walker_walk", 0, {6_000: 20.0})
+    short = keep(tmp_path, "dmc/walker_walk", 1, {3_000: 30.0})
+    (short / "run.json").write_text('{"frames": 4000}')
+    row, *_ = [line.split(" | ")[2:5] for line in index(tmp_path).splitlines() if line.startswith("| `")]
+    assert row == ["4,000", "1", "30"]
+
+
 def test_tasks_together_at_the_same_frames(tmp_path):
     for seed, score in ((0, 500.0), (1, 700.0)):
         keep(tmp_path, "dmc/walker_walk", seed, {100_000: score})
