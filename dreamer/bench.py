@@ -26,6 +26,7 @@ from .cuda import finish
 from .health import Health
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads
+from .published import number
 from .replay import Batch, Replay, Transition, new_replay
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -496,7 +497,7 @@ def table(report: Report) -> str:
         "",
         "median (10th to 90th percentile)",
         "",
-        f"one update          {_spread(report.update)}, {1 / report.update.median_s:.3g} updates/s",
+        f"one update          {_spread(report.update)}, {number(1 / report.update.median_s, 3)} updates/s",
         f"one in parts        {_time(whole)}, timed apart{apart}",
         *(f"  {name:<16}  {_time(seconds)}  {seconds / whole:4.0%}" for name, seconds in report.parts.items()),
         f"first update        {_time(report.first_update_s)}{cache}",
@@ -508,12 +509,13 @@ def table(report: Report) -> str:
         f"  writing latents   {_spread(report.replay_refresh)}",
         f"environment         {report.environment_steps_per_second:,.0f} steps/s alone, "
         f"{report.collected_steps_per_second:,.0f} with acting and storing",
-        f"training            {training.steps_per_second:,.3g} steps/s, {training.updates_per_second:.3g} updates/s at "
+        f"training            {number(training.steps_per_second, 3)} steps/s, "
+        f"{number(training.updates_per_second, 3)} updates/s at "
         f"ratio {training.ratio:g}: {training.of_allowed:.0%} of what updates and environments allow",
         "  its time          " + ", ".join(f"{name} {share:.0%}" for name, share in training.shares.items()),
         f"peak memory         {_memory(report)}",
-        f"arithmetic          {report.update_flop / 1e9:,.4g} GFLOP an update, {report.peak_share:.0%} of the peak of "
-        f"{report.peak_flop_per_second / 1e12:.3g} TFLOP/s",
+        f"arithmetic          {number(report.update_flop / 1e9)} GFLOP an update, {report.peak_share:.0%} of the peak "
+        f"of {report.peak_flop_per_second / 1e12:.3g} TFLOP/s",
     ]
     return "\n".join(lines)
 

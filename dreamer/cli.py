@@ -232,16 +232,15 @@ def evaluate(
 
 
 def _print_scores(config: "Config", scores: "Scores", as_json: bool) -> None:
-    from .published import human_normalized
+    from .published import human_normalized, number
 
     human = human_normalized(config.task, scores.mean)
     if as_json:
         click.echo(json.dumps(scores.to_json() | ({} if human is None else {"human_normalized": human})))
         return
-    low, high = scores.interval()
+    mean, low, high, std = (number(value, 6) for value in (scores.mean, *scores.interval(), scores.std))
     click.echo(
-        f"{config.task}: mean score {scores.mean:.6g} (95% interval {low:.6g} to {high:.6g}), "
-        f"standard deviation {scores.std:.6g}, "
+        f"{config.task}: mean score {mean} (95% interval {low} to {high}), standard deviation {std}, "
         f"{len(scores.scores)} episodes of {min(scores.lengths)} to {max(scores.lengths)} steps"
         + ("" if human is None else f"; human-normalised {human:.3g} (0 is random play, 1 a human)")
     )

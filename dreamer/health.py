@@ -21,6 +21,7 @@ import numpy as np
 
 from .config import Config
 from .distributions import STD_HIGH, STD_LOW, UNIMIX
+from .published import number
 from .spaces import ActionSpec
 
 LONG = 2000  # updates
@@ -111,8 +112,8 @@ class Health:
         if not values or len(self._best) < RECENT or min(values) <= max(DRIFTED * best, best + 1):
             return None
         return (
-            f"the critic expects a return of {values[-1]:.4g}, but the best of the last {RECENT} episodes gave "
-            f"{best:.4g} (discounted); do not trust the imagined returns, and look at the losses of reward and "
+            f"the critic expects a return of {number(values[-1])}, but the best of the last {RECENT} episodes gave "
+            f"{number(best)} (discounted); do not trust the imagined returns, and look at the losses of reward and "
             "continuation"
         )
 

@@ -98,7 +98,7 @@ def _row(result: compare.Result) -> tuple[str, ...]:
 
 def _apart(distance: float, band: published.Band) -> str:
     """A distance from the published mean, in points, and as a multiple of its deviation or a share of the mean."""
-    relative = [f"{abs(distance) / band.std:.2g} sd"] if band.std else []
+    relative = [f"{number(abs(distance) / band.std, 2)} sd"] if band.std else []
     relative += [f"{abs(distance / band.mean):.0%}"] if band.mean else []
     sign = "+" if distance > 0 else ""
     return f"{sign}{number(distance, 3)}" + (f" ({', '.join(relative)})" if relative else "")

@@ -27,7 +27,7 @@ from .config import Config
 from .cuda import finish
 from .errors import UserMistake
 from .health import Health
-from .published import Band, compact, curve, passes_zero, short, standing, standing_in_short, tolerance, window
+from .published import Band, compact, curve, number, passes_zero, short, standing, standing_in_short, tolerance, window
 from .replay import Batch
 from .scores import Curve, episodes
 from .train import Counters, Rows
@@ -374,12 +374,12 @@ class Logger:
         if rows_rate:
             parts.append(f"{duration((goal - frames) / counters.repeat / rows_rate)} left")
         if self._recent:
-            parts.append(f"score {self._recent[-1]:.5g}")
+            parts.append(f"score {number(self._recent[-1], 5)}")
             parts += [self._standing] * bool(self._standing)
-            parts.append(f"mean of {len(self._recent)}: {np.mean(self._recent):.5g}")
+            parts.append(f"mean of {len(self._recent)}: {number(float(np.mean(self._recent)), 5)}")
         if rows_rate:
-            parts.append(f"{updates_rate:.2g} updates/s")
-            parts.append(f"{rows_rate:.3g} steps/s")
+            parts.append(f"{number(updates_rate, 2)} updates/s")
+            parts.append(f"{number(rows_rate, 3)} steps/s")
         parts.append(f"{self._episodes:,} episode{'s' * (self._episodes != 1)}")
         parts.append(f"{counters.updates:,} update{'s' * (counters.updates != 1)}")
         if self._skipped:

@@ -68,9 +68,7 @@ class LaProp(torch.optim.Optimizer):
         grads = list(torch._foreach_div(grads, list((grad_norms / limits).clamp(min=1).unbind())))
 
         count = self.updates.float()
-        # 1 - beta^(n+1), without the digits that 1 - 0.999 loses in float32.
-        debias1 = -torch.expm1((count + 1) * math.log(config.beta1))
-        debias2 = -torch.expm1((count + 1) * math.log(config.beta2))
+        debias1, debias2 = _weight_sum(config.beta1, count + 1), _weight_sum(config.beta2, count + 1)
         rate = torch.where(sound, config.learning_rate * (count / config.warmup).clamp(max=1), 0.0)
 
         torch._foreach_mul_(scales, torch.where(sound, config.beta2, 1.0))
@@ -107,3 +105,8 @@ class LaProp(torch.optim.Optimizer):
             assert len(own) == len(state[name]), "the optimiser state belongs to another model"
             for target, source in zip(own, state[name]):
                 target.copy_(source)
+
+
+def _weight_sum(beta: float, count: Tensor) -> Tensor:
+    """Of so many terms of a moving average: 1 - beta^n, without the digits that 1 - 0.999 loses in float32."""
+    return -torch.expm1(count * (math.log(beta) if beta else -math.inf))

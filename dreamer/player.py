@@ -74,14 +74,14 @@ class Player:
             if dtype.kind == "f" and not torch.isfinite(tensors[key]).all():
                 raise UserMistake(f"the observation {key!r} has NaN or infinite numbers")
         count = len(tensors[spec.keys[0]])
-        first = torch.full((count,), state is None)
-        if is_first is not None:
-            first |= torch.as_tensor(np.asarray(is_first, bool).reshape(-1))
-        states = count if state is None else len(state.action)
-        if {len(value) for value in tensors.values()} != {count} or len(first) != count or states != count:
-            raise UserMistake(
-                f"{count} observations came with {len(first)} is_first and {states} states; give as many of each"
-            )
+        begins = np.zeros(count, bool) if is_first is None else np.asarray(is_first, bool).reshape(-1)
+        given = {f"observations {key!r}": len(value) for key, value in tensors.items()} | {"is_first": len(begins)}
+        if state is not None:
+            given["states"] = len(state.action)
+        if set(given.values()) != {count}:
+            words = ", ".join(f"{many} {name}" for name, many in given.items())
+            raise UserMistake(f"what was given does not go together: {words}; give as many of each")
+        first = torch.from_numpy(begins | (state is None))
         state = self._agent.start(count) if state is None else state
         state = self._agent.act(tensors, first, torch.zeros(count, dtype=torch.bool), state, greedy)
         action = self._agent.action_spec.to_environment(state.action.cpu().numpy())

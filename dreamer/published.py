@@ -164,8 +164,8 @@ def short(frames: int) -> str:
 
 
 def compact(frames: int) -> str:
-    """1234567 -> 1.23M; so that it moves, in four digits."""
+    """1234567 -> 1235k, 12345678 -> 12.35M: in four digits, so that it moves."""
     for size, letter in ((1_000_000, "M"), (1_000, "k")):
-        if frames >= 10 * size:
+        if frames >= 9.9995 * size:
             return f"{frames / size:.4g}{letter}"
     return f"{frames:,}"

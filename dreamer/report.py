@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import out_of_view
+from . import out_of_view, published
 from .bootstrap import LEAST_EPISODES, Line
 from .diagnose import DREAMS, GOES_ON, REWARD, Diagnosis, Errors
 
@@ -139,7 +139,7 @@ def _rate(errors: Errors, found: Diagnosis) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "-" if np.isnan(value) else published.number(value, 3)
 
 
 # The page ----------------------------------------------------------------------------------------------

@@ -297,7 +297,8 @@ def test_a_line_that_is_taken_back(clock):
 
 
 @pytest.mark.parametrize(
-    ("frames", "text"), [(9_999, "9,999"), (12_345, "12.35k"), (1_234_567, "1235k"), (200_000_000, "200M")]
+    ("frames", "text"),
+    [(9_999, "9,999"), (12_345, "12.35k"), (1_234_567, "1235k"), (9_999_600, "10M"), (200_000_000, "200M")],
 )
 def test_compact(frames, text):
     assert compact(frames) == text

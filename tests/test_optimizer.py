@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,14 @@ def test_a_constant_gradient_moves_by_the_learning_rate():
     for updates, expected in enumerate([1.0, 1.0, 0.95, 0.85, 0.75]):
         (p,) = run([[1.0]], [[[0.1]]] * updates, QUICK)
         assert p.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("without", ["beta1", "beta2"])
+def test_without_one_of_the_averages(without):
+    config = replace(QUICK, **{without: 0.0})
+    gradients = [[[0.1]], [[-0.2]], [[0.3]]]
+    (p,) = run([[1.0]], gradients, config)
+    assert p.item() == pytest.approx(plain([1.0], [g[0] for g in gradients], config)[0], abs=1e-6)
 
 
 def test_three_literal_steps_with_a_changing_gradient():

@@ -76,8 +76,11 @@ def test_one_of_many_may_begin_anew(player):
 def test_what_does_not_fit_together_is_said(player):
     one, two = ({"vector": np.zeros((count, 4), np.float32)} for count in (1, 2))
     _, state = player.act(two)
-    with pytest.raises(UserMistake, match="1 observations came with 1 is_first and 2 states"):
+    with pytest.raises(UserMistake, match="together: 1 observations 'vector', 1 is_first, 2 states; give as many of"):
         player.act(one, state)
+    for wrong in ([True], [True, False, False]):
+        with pytest.raises(UserMistake, match=f"2 observations 'vector', {len(wrong)} is_first, 2 states"):
+            player.act(two, state, is_first=wrong)
     with pytest.raises(UserMistake, match="NaN"):
         player.act({"vector": np.array([0, np.nan, 0, 0])})
     with pytest.raises(UserMistake, match="the observation is a ndarray; give a dictionary with vector"):
