@@ -231,10 +231,10 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        path: made if need be.
+        path: made by `lock` if need be.
 
     Raises:
-        CheckpointError: the path is a file, or cannot be written to.
+        CheckpointError: the path is a file, or may not be looked at.
     """
 
     def __init__(self, path: Path):

@@ -344,16 +344,20 @@ def diagnose(
     from . import diagnose as diagnosis
     from . import report
     from .dream import record
+    from .video import check_place
 
-    if page is not None and (page.suffix != ".html" or not page.parent.is_dir() or page.is_dir()):
-        raise UserError(f"{page} cannot be the page; give a name that ends in .html, in a folder that is there")
-    config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
-    try:
-        played = record(agent, environments, episodes, diagnosis.LONGEST, terminal.progress)
-        found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress)
-    finally:
-        environments.close()
-        terminal.clear()
+    if page is not None:
+        if page.suffix.lower() != ".html":
+            raise UserError(f"{page} does not end in .html; give the page that ending")
+        check_place(page)
+    with contextlib.redirect_stdout(sys.stderr):  # of what environments print
+        config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
+        try:
+            played = record(agent, environments, episodes, diagnosis.LONGEST, terminal.progress)
+            found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress)
+        finally:
+            environments.close()
+            terminal.clear()
     click.echo(json.dumps(found.to_json()) if as_json else report.table(found))
     if page is not None:
         page.write_text(report.page(found))
@@ -544,12 +548,11 @@ def list_envs(pattern: str | None) -> None:
     PATTERN is a part of a name, or has wildcards, best in quotes: walker, 'atari/*', 'gym/Cart*'.
     """
     from . import tasks
-    from .config import CPU_SIZE
 
     package = own_envs()
     found = tasks.read(package.suites(), package.TaskError, pattern)
     if pattern is None:
-        click.echo(tasks.overview(found, CPU_SIZE))
+        click.echo(tasks.overview(found))
         return
     for reason in dict.fromkeys(listed.missing for listed in found if listed.missing):
         click.echo(f"Not searched: {reason}", err=True)

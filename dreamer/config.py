@@ -340,7 +340,7 @@ def _split(setting: str) -> tuple[str, str]:
     return key.strip(), text.strip()
 
 
-def _with(config: Any, key: str, text: Any, path: str = "") -> Any:
+def _with(config: Any, key: str, text: str, path: str = "") -> Any:
     """`config` with one dotted key replaced by a value parsed from text."""
     head, _, rest = key.partition(".")
     names = {item.name for item in fields(config)}
@@ -363,15 +363,15 @@ def _unknown(key: str) -> str:
     return f"there is no setting {key!r}; the nearest is {(by_name or close)[0]!r}"
 
 
-def _parse(key: str, text: Any, kind: type) -> Any:
+def _parse(key: str, text: str, kind: type) -> Any:
     if kind is str:
-        return str(text)
+        return text
     kind = int if kind == int | None else kind
     try:
         if kind is bool:
-            return {"true": True, "false": False}[str(text).lower()]
+            return {"true": True, "false": False}[text.lower()]
         if kind is int:
-            return int(str(text).replace("_", ""))
+            return int(text.replace("_", ""))
         return float(text)
     except (KeyError, ValueError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]

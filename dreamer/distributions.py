@@ -95,9 +95,9 @@ BINS = 255
 HALF = BINS // 2
 
 
-def twohot_bins(device: torch.device | str | None = None) -> Tensor:
+def twohot_bins() -> Tensor:
     """The 255 bin centres: `symexp(linspace(-20, 0, 128))` and its mirror, in raw value space, ascending."""
-    half = symexp(torch.linspace(-20, 0, (BINS + 1) // 2, dtype=torch.float32, device=device))
+    half = symexp(torch.linspace(-20, 0, (BINS + 1) // 2, dtype=torch.float32))
     return torch.cat([half, -half[:-1].flip(0)])
 
 

@@ -73,12 +73,10 @@ class Dream:
         return rssm.imagine_step(self._weights, state, action, self.uniform(len(action), rssm.config.stoch))
 
     @torch.no_grad()
-    def act(self, state: State, greedy: bool = False) -> Tensor:
+    def act(self, state: State) -> Tensor:
         """The policy's flat actions (N, A) in N states."""
         actor = self.agent.actor_critic.actor
         policy = actor(self.agent.world_model.rssm.feature(state))
-        if greedy:
-            return actor.mode(policy)
         return actor.sample(policy, actor.draw_noise((len(state.deter),), self._generator))
 
     @torch.no_grad()
@@ -88,7 +86,7 @@ class Dream:
         reward, goes_on = self.outcome(state)
         observation = decoder.predict(decoder(self.agent.world_model.rssm.feature(state)))
         for key in self.agent.observation_spec.images:
-            observation[key] = observation[key].float().clamp(0, 1) * 255
+            observation[key] = observation[key] * 255
         return Moment(observation, reward, goes_on, self.value(state))
 
     @torch.no_grad()

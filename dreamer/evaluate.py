@@ -11,6 +11,7 @@ from .errors import UserMistake
 from .train import Environments, Rows, tensors
 from .video import to_rgb
 
+RESAMPLES = 10_000  # of the bootstrap
 FILM = 3_000  # pictures at most
 
 
@@ -30,10 +31,10 @@ class Scores:
         """Of the sample, 0 for a single episode."""
         return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else 0.0
 
-    def interval(self, level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Percentile bootstrap interval of the mean."""
         generator = np.random.default_rng(0)
-        picks = generator.integers(len(self.scores), size=(resamples, len(self.scores)))
+        picks = generator.integers(len(self.scores), size=(RESAMPLES, len(self.scores)))
         means = np.asarray(self.scores)[picks].mean(1)
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)

@@ -9,7 +9,7 @@ from what runs that learn show; a sign is a reason to look, not a verdict.
     KL at its floor         the dynamics loss, which free bits keep from      within 0.1 % of the floor: nothing is
                             falling below `free_nats`                         left to learn from, anywhere
     return scale is stuck   the two percentiles of imagined returns           neither has moved by 1e-6
-    values drift            the critic's mean over replayed states, against   more than twice the best discounted
+    values drift            the critic's mean over imagined states, against   more than twice the best discounted
                             what episodes really gave                         return of the last episodes, and one
     replay is starved       a replay that is full                             fewer than ten batches fit into it
 """

@@ -22,6 +22,7 @@ COLUMNS = 4  # of curves, where one scene has the whole width
 SHEET = 10  # moments on a contact sheet
 SIDE = 1.5  # inches of an image
 DPI = 100
+FPS = 10  # of films
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ def check_path(path: Path) -> None:
     video.check_place(path)
 
 
-def draw(scenes: Sequence[Scene], title: str, path: Path, fps: int = 10) -> None:
+def draw(scenes: Sequence[Scene], title: str, path: Path) -> None:
     """Write scenes side by side: a film that walks through their steps or, as .png, all steps on one sheet."""
     if path.suffix.lower() == ".png":
         _Picture(scenes, title, is_sheet=True).save(path)
     else:
         picture = _Picture(scenes, title, is_sheet=False)
-        video.write(path, list(picture.frames()), fps)
+        video.write(path, list(picture.frames()), FPS)
 
 
 class _Picture:

@@ -315,7 +315,7 @@ class Decoder(nn.Module):
         return losses
 
     def predict(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Raw outputs in the observation's own units: images in [0, 1], floats, most likely classes."""
+        """What raw outputs say: images in [0, 1], floats in the observation's own units, most likely classes."""
         predictions = {}
         for key, output in outputs.items():
             if key in self.spec.images:

@@ -44,7 +44,7 @@ def activation_bytes(agent: Agent, replay: Replay) -> int:
     """
     config = agent.config.replay
     steps = min(config.length, FEW_STEPS)
-    one, two = (kept(agent, first_steps(replay.blank(sequences), steps)) for sequences in (1, 2))
+    one, two = (kept(agent, replay.blank(sequences, steps)) for sequences in (1, 2))
     each, always = (two - one) / steps, 2 * one - two
     return int(always + each * config.batch * config.length)
 
@@ -62,18 +62,6 @@ def kept(agent: Agent, batch: Batch) -> int:
         agent.loss(batch.to(agent.device))
     agent.generator.set_state(before)
     return sum(storage.nbytes() for storage in storages.values())
-
-
-def first_steps(batch: Batch, steps: int) -> Batch:
-    """The first `steps` of every sequence of a batch."""
-    return batch._replace(
-        observation={key: value[:, :steps] for key, value in batch.observation.items()},
-        prev_action=batch.prev_action[:, :steps],
-        reward=batch.reward[:, :steps],
-        is_first=batch.is_first[:, :steps],
-        is_last=batch.is_last[:, :steps],
-        is_terminal=batch.is_terminal[:, :steps],
-    )
 
 
 def in_words(need: Needs) -> str:

@@ -97,17 +97,17 @@ def size(task: str) -> str:
     return str(PROTOCOLS[_key(task)[0]]["size"])
 
 
-def standing(config: Config, band: Band, score: float, seeds: int = 1) -> str:
-    """A score beside the published one; judged only where the protocol is the same, else that is told."""
+def standing(config: Config, band: Band, score: float) -> str:
+    """The score of one seed beside the published one; judged only where the protocol is the same, else that is told."""
     seen = f"{band.seeds} seed{'s' * (band.seeds != 1)}"
     there = f"{number(band.mean)} +- {number(band.std, 3)}"
     text = f"at {short(band.frames)} frames: {number(score)}; published {there} ({seen}): "
     differing = other_protocol(config)
-    return text + (f"{NOT_JUDGED}: {'; '.join(differing)}" if differing else verdict(score, band, seeds))
+    return text + (f"{NOT_JUDGED}: {'; '.join(differing)}" if differing else verdict(score, band, 1))
 
 
 def standing_in_short(config: Config, band: Band, score: float) -> str:
-    """As `standing` of one seed, for a line that has little room."""
+    """As `standing`, for a line that has little room."""
     judged = "other protocol" if other_protocol(config) else verdict(score, band, 1)
     return f"{number(score)} at {compact(band.frames)}, published {number(band.mean)} ({judged})"
 

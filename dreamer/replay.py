@@ -33,6 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .config import Config
 from .cuda import fetch, moved
@@ -67,15 +68,7 @@ class Batch(NamedTuple):
     start: State  # (B, ...), before the first step
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            observation={key: moved(value, device) for key, value in self.observation.items()},
-            prev_action=moved(self.prev_action, device),
-            reward=moved(self.reward, device),
-            is_first=moved(self.is_first, device),
-            is_last=moved(self.is_last, device),
-            is_terminal=moved(self.is_terminal, device),
-            start=State(moved(self.start.deter, device), moved(self.start.stoch, device)),
-        )
+        return tree_map(lambda value: moved(value, device), self)
 
 
 class Window(NamedTuple):
@@ -168,11 +161,7 @@ class Replay:
     @property
     def oldest(self) -> int:
         """The first row of each stream that is still held."""
-        return self.oldest_at(self.count)
-
-    def oldest_at(self, count: int) -> int:
-        """The first row of each stream that is held once `count` were added."""
-        return max(self.first, count - self.rows)
+        return max(self.first, self.count - self.rows)
 
     @property
     def starts(self) -> int:
@@ -204,10 +193,10 @@ class Replay:
         places = moved(torch.from_numpy(self._places(windows)), self.device)
         return self._take({key: values.flatten(0, 1) for key, values in self.data.items()}, places), windows
 
-    def blank(self, batch: int) -> Batch:
-        """A batch of zeros, in all else like one that is sampled."""
+    def blank(self, batch: int, length: int | None = None) -> Batch:
+        """A batch of zeros, in all else like one that is sampled, unless its sequences are to be shorter."""
         row = {key: values.new_zeros(1, *values.shape[2:]) for key, values in self.data.items()}
-        return self._take(row, torch.zeros(batch, self.length + 1, dtype=torch.int64, device=self.device))
+        return self._take(row, torch.zeros(batch, (length or self.length) + 1, dtype=torch.int64, device=self.device))
 
     def _take(self, rows: dict[str, Tensor], places: Tensor) -> Batch:
         """T training steps from the T + 1 rows at some places (B, T + 1) among rows (n, ...); see the diagram above."""

@@ -166,7 +166,7 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
     note = f" ({'; '.join(notes)})" if notes else ""
     batch = config.replay.batch * config.replay.length
     # Rows of all environments, before the first update and in all.
-    waiting = config.envs * (config.replay.length + -(-batch // config.envs))
+    waiting = smallest_capacity(config)
     rows = config.envs * -(-config.frames // (repeat * config.envs))
     updates = int((rows - waiting) * config.ratio / batch) + 1 if rows >= waiting else 0
     expected = expectation(config.task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any, Protocol
 
-from .config import make_config
+from .config import CPU_SIZE, make_config
 from .errors import UserMistake
 
 WIDTH = 80
@@ -66,8 +66,8 @@ def _read(suite: Suite, mistake: type[Exception]) -> Listed:
         return Listed(suite, [], str(error))
 
 
-def overview(found: Iterable[Listed], cpu_size: str) -> str:
-    """All suites, for people. cpu_size: the model's where there is no GPU."""
+def overview(found: Iterable[Listed]) -> str:
+    """All suites, for people."""
     blocks = [_block(listed) for listed in found]
     blocks.append(
         "package.module:factory - your own, a callable that returns a gymnasium.Env\n"
@@ -79,7 +79,7 @@ def overview(found: Iterable[Listed], cpu_size: str) -> str:
         "Names:   dreamer envs PATTERN, for example walker or 'atari/*'\n"
         "Train:   dreamer train --env NAME\n"
         "Change:  --frames, --envs, --size; options by --set environment.OPTION=VALUE\n"
-        f"Without a GPU the size is {cpu_size}, unless --size says otherwise."
+        f"Without a GPU the size is {CPU_SIZE}, unless --size says otherwise."
     )
     return "\n\n".join(blocks)
 

@@ -30,7 +30,7 @@ def open_loop(agent: Agent, batch: Batch, context: int = CONTEXT) -> dict[str, T
         context: the first steps, where the model sees the observation; after them it predicts.
 
     Returns:
-        Predictions (B, T, ...) of every observation key, in its own units.
+        Predictions (B, T, ...) of every observation key, as of `Decoder.predict`.
     """
     rssm, decoder = agent.world_model.rssm, agent.world_model.decoder
     batch = batch.to(agent.device)

@@ -160,7 +160,7 @@ def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> tu
         agent.observation_spec,
         agent.action_spec,
         streams=config.envs,
-        capacity=max(config.envs * (config.replay.length + 1), min(config.envs * checkpoint.rows, START_BYTES // row)),
+        capacity=max(config.envs * (config.replay.length + 1), min(checkpoint.rows, START_BYTES // row)),
         generator=torch.Generator(),
     )
     checkpoint.fill(replay)
@@ -380,18 +380,20 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
         Returns:
             The observations of all.
+
+        Raises:
+            gymnasium.error.ResetNeeded: none has begun yet.
         """
         self._begin(which)
-        assert self._state is not None
-        return self._dreams.look(self._state)[0]
+        return self._dreams.look(self.state)[0]
 
     def _begin(self, which: np.ndarray) -> None:
-        assert self._state is not None, "restarted before its reset"
-        begins = torch.from_numpy(which).to(self._state.deter.device)
+        state = self.state
+        begins = torch.from_numpy(which).to(state.deter.device)
         fresh = self._dreams.starts(self.np_random, self.num_envs)
         self._state = State(
-            torch.where(begins[:, None], fresh.deter, self._state.deter),
-            torch.where(begins[:, None, None], fresh.stoch, self._state.stoch),
+            torch.where(begins[:, None], fresh.deter, state.deter),
+            torch.where(begins[:, None, None], fresh.stoch, state.stoch),
         )
         self._steps[which] = 0
         self._over = self._over & ~which

@@ -51,11 +51,6 @@ class Suite:
         """Whether unknown options are handed on to what makes the environment."""
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters().values())
 
-    @property
-    def repeat(self) -> int | None:
-        """The usual number of frames per step; None where it is the environment's own."""
-        return self._parameters()["repeat"].default
-
     def _parameters(self) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(self.make).parameters)
 

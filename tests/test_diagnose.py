@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import gymnasium
 import numpy as np
 import pytest
 import tiny
 import torch
 from chromium import Browser
 from click.testing import CliRunner
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from dreamer import diagnose as diagnosis
 from dreamer import out_of_view, report
@@ -347,8 +349,21 @@ def test_the_command(tmp_path):
     assert data["rows"] == 5 * 21
     again = CliRunner().invoke(main, ["diagnose", *options, "--json"])
     assert json.loads(again.stdout) == data
-    wrong = CliRunner().invoke(main, ["diagnose", *options, "--page", str(tmp_path / "page.pdf")])
-    assert wrong.exit_code == 2 and "give a name that ends in .html" in wrong.stderr
+    for place, said in (("page.pdf", "does not end in .html"), ("nowhere/page.html", "there is no folder")):
+        wrong = CliRunner().invoke(main, ["diagnose", *options, "--page", str(tmp_path / place)])
+        assert wrong.exit_code == 2 and said in wrong.stderr
+
+
+def test_what_an_environment_prints_is_kept_from_the_json(tmp_path, monkeypatch):
+    class Loud(CartPoleEnv):
+        def reset(self, **given):
+            print("welcome")
+            return super().reset(**given)
+
+    folder = tiny.trained_run(tmp_path / "run", "gym/CartPole-v1", 30)
+    monkeypatch.setattr(gymnasium.spec("CartPole-v1"), "entry_point", Loud)
+    result = CliRunner().invoke(main, ["diagnose", str(folder), "--episodes", "2", "--horizon", "3", "--json"])
+    assert json.loads(result.stdout)["imagination"] > 0 and "welcome" in result.stderr
 
 
 def test_dreams_bound_what_they_are_said_to():

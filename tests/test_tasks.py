@@ -100,7 +100,7 @@ def test_a_pattern_with_a_suite_looks_nowhere_else():
 
 
 def test_overview_has_protocols_options_and_examples():
-    text = tasks.overview(tasks.read(SUITES, PackageMissing), "1m")
+    text = tasks.overview(tasks.read(SUITES, PackageMissing))
     atari = text.partition("\n\n")[0]
     assert "200,000,000 frames, repeat 4, ratio 32, 16 environments, size 200m" in atari
     assert "size=96, grey=true, actions=all" in atari
@@ -113,14 +113,14 @@ def test_overview_has_protocols_options_and_examples():
 
 def test_a_suite_without_its_package_is_listed_with_the_command():
     suites = SUITES | {"atari": Suite("atari", missing="Atari games need the package ale_py: pip install ale-py.")}
-    text = tasks.overview(tasks.read(suites, PackageMissing), "1m")
+    text = tasks.overview(tasks.read(suites, PackageMissing))
     assert "pip install ale-py" in text.partition("\n\n")[0]
     assert "dmc/walker_walk" in text
 
 
 def test_examples_are_the_first_names_where_none_is_well_known():
     suite = Suite("mine", ("d", "c", "b", "a"))
-    assert "4, for example mine/d, mine/c, mine/b" in tasks.overview(tasks.read({"mine": suite}, PackageMissing), "1m")
+    assert "4, for example mine/d, mine/c, mine/b" in tasks.overview(tasks.read({"mine": suite}, PackageMissing))
 
 
 def test_command_lists_every_suite():

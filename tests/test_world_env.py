@@ -260,6 +260,12 @@ def test_bad_actions(cartpole, action, named):
         env.step(action)
 
 
+def test_nothing_begins_anew_that_has_not_begun(cartpole):
+    many = dreamer.WorldModelVectorEnv(cartpole, num_envs=2, device="cpu")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        many.restart(np.array([True, False]))
+
+
 def test_bad_counts_seeds_and_observations(cartpole):
     for count in (0, -1, 1.5, "3"):
         with pytest.raises(UserMistake, match="num_envs=.* is not possible"):

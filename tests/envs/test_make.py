@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -93,7 +94,13 @@ def test_suites_describe_themselves():
     assert suites["dmc"].options == {} and suites["dmc_vision"].options == {"size": 64}
     assert suites["gym"].options == {} and suites["gym"].takes_any_option
     assert not suites["atari"].takes_any_option
-    assert [suite.repeat for suite in suites.values()] == [4, 4, 2, 2, None]
+    assert [inspect.signature(suite.make).parameters["repeat"].default for suite in suites.values()] == [
+        4,
+        4,
+        2,
+        2,
+        None,
+    ]
     assert "CartPole-v1" in suites["gym"].names() and "ALE/Pong-v5" in suites["gym"].names()
     assert all(suite.name == name and suite.description for name, suite in suites.items())
 
