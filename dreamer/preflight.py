@@ -14,22 +14,23 @@ FEW_STEPS = 4  # from which the memory of long sequences is told: it grows in pr
 
 
 class Needs(NamedTuple):
-    """Bytes that a run takes, the last one for the moment before the gradients of an update are computed."""
+    """Bytes that a run takes, the last two for the moment before the gradients of an update are computed."""
 
     replay: int  # when full
     model: int
-    activations: int
+    update: int  # whatever the batch
+    batch: int  # what each of its steps adds
 
     def on(self, agent: Agent, replay: Replay) -> int:
         """Those that the agent's device has to hold."""
-        return self.model + self.activations + self.replay * (replay.device.type == agent.device.type)
+        return sum(self) - self.replay * (replay.device.type != agent.device.type)
 
 
 def needs(agent: Agent, replay: Replay) -> Needs:
     """What a run of this agent will take, on its device."""
     # Each parameter has a gradient and two moments beside it.
     copies = [*agent.actor_critic.slow_critic.parameters(), *agent.acting.parameters]
-    return Needs(replay.bytes, 4 * held(agent.parameters) + held(copies), activation_bytes(agent, replay))
+    return Needs(replay.bytes, 4 * held(agent.parameters) + held(copies), *activation_bytes(agent, replay))
 
 
 def held(parameters: Iterable[Tensor]) -> int:
@@ -37,16 +38,16 @@ def held(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def activation_bytes(agent: Agent, replay: Replay) -> int:
-    """What a loss keeps for its gradients, told from two short sequences: what each step adds, and what does not grow.
+def activation_bytes(agent: Agent, replay: Replay) -> tuple[int, int]:
+    """What a loss keeps for its gradients: what does not grow, and what a batch adds, told from two short sequences.
 
     As if it were computed without a compiler; a compiled loss keeps less.
     """
     config = agent.config.replay
     steps = min(config.length, FEW_STEPS)
     one, two = (kept(agent, replay.blank(sequences, steps)) for sequences in (1, 2))
-    each, always = (two - one) / steps, 2 * one - two
-    return int(always + each * config.batch * config.length)
+    each = (two - one) / steps
+    return 2 * one - two, int(each * config.batch * config.length)
 
 
 def kept(agent: Agent, batch: Batch) -> int:
@@ -65,7 +66,7 @@ def kept(agent: Agent, batch: Batch) -> int:
 
 
 def in_words(need: Needs) -> str:
-    return f"replay {size(need.replay)} when full, model {size(need.model)}, an update {size(need.activations)}"
+    return f"replay {size(need.replay)} when full, model {size(need.model)}, an update {size(need.update + need.batch)}"
 
 
 def check(need: Needs, available: int, agent: Agent, replay: Replay) -> None:
@@ -77,8 +78,8 @@ def check(need: Needs, available: int, agent: Agent, replay: Replay) -> None:
     total = need.on(agent, replay)
     if total <= available:
         return
-    config, most = agent.config.replay, available - (total - need.activations)
-    fits = config.batch * most // max(1, need.activations)
+    config, most = agent.config.replay, available - (total - need.batch)
+    fits = config.batch * most // max(1, need.batch)
     hint = f"replay.batch={fits} would fit" if fits >= 1 else "give a smaller --size or replay.capacity"
     raise UserMistake(
         f"a {agent.config.size} model with batches of {config.batch} x {config.length} steps needs {size(total)} "

@@ -365,7 +365,7 @@ def test_the_replay_lies_on_the_gpu_where_all_fits(monkeypatch, card, where):
     monkeypatch.setattr(run, "new_replay", new_replay)
     monkeypatch.setattr(run, "total_memory", lambda: 100_000)  # half of it for a replay
     monkeypatch.setattr(run, "device_memory", lambda device: card)
-    monkeypatch.setattr(run.preflight, "needs", lambda agent, replay: Needs(replay.bytes, 1000, 1000))
+    monkeypatch.setattr(run.preflight, "needs", lambda agent, replay: Needs(replay.bytes, 1000, 500, 500))
     replay, need = run._placed(config, agent, repeat=1, seen=0)
     assert made[-1][0] == where and need.replay == replay.bytes
     # 4,000 frames and one more row; in the machine's memory, what half of it holds.

@@ -16,7 +16,7 @@ def parts():
 def test_activations_are_those_of_a_whole_batch(batch, length):
     config, agent, *_, replay, _ = tiny.tiny_run(f"replay.length={length}", f"replay.batch={batch}", capacity=100)
     before = agent.generator.get_state()
-    told = activation_bytes(agent, replay)
+    told = sum(activation_bytes(agent, replay))
     assert torch.equal(before, agent.generator.get_state()), "nothing is drawn for it"
     assert told == pytest.approx(kept(agent, replay.blank(batch)), rel=0.05)
 
@@ -66,7 +66,7 @@ def test_the_model_counts_four_times_and_the_slow_critic_and_what_acts_once(part
 
 def test_what_does_not_fit_is_refused_with_what_would(parts):
     _, agent, replay = parts
-    need = Needs(replay=10**9, model=2 * 10**9, activations=4 * 10**9)
+    need = Needs(replay=10**9, model=2 * 10**9, update=0, batch=4 * 10**9)
     check(need, 7 * 10**9, agent, replay)
     with pytest.raises(UserMistake) as error:
         check(need, 6 * 10**9, agent, replay)  # 3 are left for batches of 2, which take 4: one
@@ -76,6 +76,11 @@ def test_what_does_not_fit_is_refused_with_what_would(parts):
     )
     with pytest.raises(UserMistake, match="give a smaller --size or replay.capacity"):
         check(need, 4 * 10**9, agent, replay)
+    fixed = need._replace(update=2 * 10**9, batch=2 * 10**9)  # what no smaller batch saves
+    with pytest.raises(UserMistake, match="replay.batch=1 would fit"):
+        check(fixed, 6 * 10**9, agent, replay)
+    with pytest.raises(UserMistake, match="give a smaller --size or replay.capacity"):
+        check(fixed, 59 * 10**8, agent, replay)
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "0.999 kB"), (1_070, "1.07 kB"), (84.4e6, "84.4 MB"), (2e9, "2 GB")])
