@@ -225,8 +225,6 @@ def check_device() -> Finding:
         free, total = torch.cuda.mem_get_info()
         memory = f"{free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free"
         return Finding("device", "ok", f"cuda, {torch.cuda.get_device_name()}, {memory}")
-    if device.type == "mps":
-        return Finding("device", "ok", "mps, the GPU of this Mac")
     if shutil.which("nvidia-smi") is None:
         return Finding("device", "warning", "cpu: no GPU here; training works, with smaller models and more slowly")
     if torch.version.cuda:
@@ -249,7 +247,6 @@ def check_compiler() -> Finding:
     slower = "everything works without, more slowly"
     remedy = debian("g++", "python3-dev")
     if reason := why_not_compile(device):
-        remedy = "" if device.type == "mps" else remedy
         return Finding("compiler", "warning", f"{reason.partition(' (')[0]}; {slower}", remedy)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
@@ -278,8 +275,6 @@ def check_precision() -> Finding:
     from .machine import choose_device, choose_dtype
 
     device = choose_device("auto")
-    if device.type == "mps":
-        return Finding("precision", "ok", "float32")  # the only one that is used there
     speed = time_products(device, torch.float32) / time_products(device, torch.bfloat16)
     if choose_dtype("auto", device) is torch.float32:
         return Finding(

@@ -126,7 +126,7 @@ def _runs(curves: Sequence[Curve]) -> str:
                 "" if score is None else number(score),
                 again,
                 _where(run),
-                f"{run['minutes'] / 60:.1f}" if "minutes" in run else "",
+                f"{taken / 60:.1f}" if (taken := scores.minutes(curve.folder)) else "",
                 ", ".join(run.get("commits", [])),
             )
         )

@@ -20,7 +20,7 @@ class MachineError(UserMistake):
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one.
+    """`auto` takes a CUDA GPU where there is one, else the CPU; a Mac's GPU, which is untried, has to be named.
 
     Raises:
         MachineError: the named device is not there.
@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
     if name not in ("auto", *available):
         raise MachineError(f"there is no device {name!r}; give auto, {', '.join(available)}")
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = "cuda" if available["cuda"] else "cpu"
     if not available[name]:
         there = " or ".join(kind for kind, is_there in available.items() if is_there)
         raise MachineError(f"this machine has no {name} device that torch can use; give --device {there}")

@@ -243,7 +243,6 @@ def test_a_run_of_a_few_frames_just_ends(tmp_path):
 
 def test_without_a_gpu_the_size_suits_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     few = ["--frames", 5, "--set", "run.compile=false", "--set", "replay.length=2", "--set", "replay.batch=2"]
     result = works("train", "--env", "gym/CartPole-v1", "--run", tmp_path / "run", *few)
     assert "model 1m (the default without a GPU), " in result.stderr
@@ -881,7 +880,6 @@ def test_a_finished_run_says_so_and_does_nothing(run):
 
 def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     few = ["--frames", 5, "--set", "run.compile=false", "--set", "replay.length=2", "--set", "replay.batch=2"]
     works("train", "--env", "atari/pong", "--run", tmp_path / "run", "--set", "model.free_nats=0.5", *few)
     config = RunFolder(tmp_path / "run").config()

@@ -35,6 +35,12 @@ def test_threads_are_limited_and_never_raised(tmp_path, monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_the_gpu_of_a_mac_has_to_be_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [machine.choose_device(name).type for name in ("auto", "mps")] == ["cpu", "mps"]
+
+
 def test_the_precision_is_what_the_machine_is_fast_in(monkeypatch):
     cpu = torch.device("cpu")
     for found, dtype in (
