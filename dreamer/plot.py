@@ -1,6 +1,7 @@
 """Learning curves as a paper prints them: runs, the published band, and the model-free baseline behind it."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ PUBLISHED, BASELINE = "#555555", "#AAAAAA"
 COLUMNS = 4  # at most
 SIZE = (4.2, 3.0)  # inches of a panel
 LEGEND = 0.9  # inches below them
+LETTERS = 17  # of the legend's font, to an inch
+EXPLAINED = (
+    "lines: mean of the episodes in the last 10 or 15 % of the frames, as published; thin: a seed that went on",
+    "dots: single episodes; shaded: from the lowest to the highest seed",
+)
 
 
 @dataclass(frozen=True)
@@ -120,15 +126,15 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         for panel in list(axes.flat)[len(tasks) :]:
             panel.set_visible(False)
         named = {name: line for panel in axes.flat for line, name in zip(*panel.get_legend_handles_labels())}
+        ncols, letters = 1 if columns == 1 else 2, int(LETTERS * SIZE[0] * columns)
         figure.legend(
             named.values(),
-            named.keys(),
+            [textwrap.fill(name, letters // ncols - 12) for name in named],
             loc="outside lower center",
-            ncols=1 if columns == 1 else 2,
+            ncols=ncols,
             frameon=False,
             fontsize=7.5,
-            title="lines: mean of the episodes in the last 10 or 15 % of the frames, as published; thin: a seed that "
-            "went on\ndots: single episodes; shaded: from the lowest to the highest seed",
+            title="\n".join(textwrap.fill(line, letters) for line in EXPLAINED),
             title_fontsize=7.5,
         )
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}

@@ -329,6 +329,13 @@ def test_a_picture_with_a_panel_for_each_task(tmp_path, ending):
         assert out.read_bytes() == before
 
 
+def test_what_is_written_below_a_picture_is_all_in_it(tmp_path):
+    settings = ["replay.batch=8", "behavior.horizon=10", "optimizer.learning_rate=1e-3", "model.free_nats=0.5"]
+    draw([read(make_run(tmp_path / "a", ramp(100_000, 500), settings=settings))], tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
+    assert (picture < 100)[-200:].any() and (picture[:, [0, 1, -2, -1]] == 255).all()
+
+
 def test_a_picture_that_cannot_be_drawn(tmp_path):
     folder = make_run(tmp_path / "run", [])
     for arguments, named in (
