@@ -312,6 +312,10 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.path} ({error.strerror}); give another --run") from error
 
+    def forget(self) -> None:
+        """Hold no run any more, as before `describe`."""
+        (self.path / "config.json").unlink(missing_ok=True)
+
     def _describe(self) -> None:
         assert self._description is not None, "saved before it was described"
         config, observation, action = self._description

@@ -489,9 +489,10 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
 
     from .batch import Batch
     from .logger import Terminal
+    from .stopping import asking
     from .worklist import read
 
-    for name in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has it ignore the first
+    for name in asking():  # a shell that starts it in the background has it ignore the first
         signal.signal(name, signal.default_int_handler)
     entries = read(file)
     for task in dict.fromkeys(entry.task for entry in entries):

@@ -84,8 +84,8 @@ class Saver:
         Raises:
             CheckpointError: it could not be saved.
         """
-        tries = 0
-        while self._error and not stopped() and tries < self.MOST_TRIES:
+        tries, asked = 0, stopped()  # who has asked for this end has not given it up; to ask again ends it at once
+        while self._error and (asked or not stopped()) and tries < self.MOST_TRIES:
             if self.due():
                 tries += 1
                 self.save(self._memory)

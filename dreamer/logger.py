@@ -88,9 +88,11 @@ class Curves:
         self._show(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def sync(self) -> None:
-        """See that what was written survives a loss of power."""
-        with suppress(OSError), self._path.open("ab") as file:
-            os.fsync(file.fileno())
+        """Write what waits, and see that all of it survives a loss of power."""
+        with suppress(OSError):
+            self._write()
+            with self._path.open("ab") as file:
+                os.fsync(file.fileno())
 
     def _write(self) -> None:
         """Unbuffered, so that it is known how much of a line a full disk took."""
@@ -255,10 +257,12 @@ class Logger:
         self._pace = Pace()
         self._said_when = False
         self._milestones = deque(band for band in curve(config.task) if band.frames > counters.frames)
-        self._mark = (now, counters.rows, counters.updates)
+        self._mark: tuple[float, int, int] | None = None  # when speeds were last written, and how far it was then
 
     def rows(self, rows: Rows, counters: Counters) -> None:
         """Count scores and lengths; at the end of an episode write them down."""
+        if self._mark is None:  # here, since what came before was loading and compiling
+            self._mark = time.monotonic(), counters.rows - len(rows.reward), counters.updates
         self._film.add(rows)
         self._scores = np.where(rows.is_first, 0.0, self._scores + rows.reward)
         self._lengths = np.where(rows.is_first, 0, self._lengths + 1)
@@ -317,8 +321,9 @@ class Logger:
     def flush(self, counters: Counters) -> None:
         """Write down the means of all updates since the last time, and speeds."""
         now = time.monotonic()
-        seconds = max(now - self._mark[0], 1e-9)
-        rows, updates = counters.rows - self._mark[1], counters.updates - self._mark[2]
+        since, rows_before, updates_before = self._mark or (now, counters.rows, counters.updates)
+        seconds = max(now - since, 1e-9)
+        rows, updates = counters.rows - rows_before, counters.updates - updates_before
         if not rows and not self._updates:
             return
         scalars = {}
@@ -330,11 +335,12 @@ class Logger:
             self._skipped += round(scalars.get("optimizer/skipped", 0.0) * self._updates)
             for sentence in self._health.look(counters.updates, counters.rows, scalars):
                 self._terminal.say(f"A sign that something may be wrong: {sentence}.")
-        scalars |= {
-            "speed/updates_per_second": updates / seconds,
-            "speed/agent_steps_per_second": rows / seconds,
-            "speed/updates": float(counters.updates),
-        }
+        if rows:  # else this is a checkpoint's, right after another
+            scalars |= {
+                "speed/updates_per_second": updates / seconds,
+                "speed/agent_steps_per_second": rows / seconds,
+            }
+        scalars["speed/updates"] = float(counters.updates)
         self._curves.add(scalars, counters.frames)
         self._sums, self._updates = {}, 0
         self._mark = (now, counters.rows, counters.updates)

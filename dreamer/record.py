@@ -71,7 +71,8 @@ def circumstances(config: Config, device: str, threads: int) -> dict[str, Any]:
 def commit() -> str:
     """Of the code that runs, where that is known; dirty if what computes is not as it is there."""
     here = ["git", "-C", str(Path(__file__).parent.parent)]
-    try:
+    try:  # what is installed may lie within a repository of somebody else's
+        subprocess.run([*here, "ls-files", "--error-unmatch", "dreamer/record.py"], capture_output=True, check=True)
         name = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "dreamer", "envs", "setup.cfg"])
     except (OSError, subprocess.CalledProcessError):

@@ -116,7 +116,7 @@ def _train(
     if checkpoint and state:
         with terminal.waiting("Loading the replay"):
             checkpoint.fill(replay)
-        why = "they cannot save their state"
+        why = "the checkpoint does not hold them" if environments.can_save_state else "they cannot save their state"
         try:
             memory = snapshot.restore(state, agent, replay, logger, environments)
         except snapshot.EpisodesLost as error:
@@ -125,7 +125,12 @@ def _train(
             terminal.say(f"The open episodes end here, as at a time limit: {why}")
             environments.reseed([config.seed, counters.rows])  # or they would begin like the run itself
     del checkpoint, state  # a copy of all weights
-    _prepare(agent, replay, terminal, stop)
+    try:
+        _prepare(agent, replay, terminal, stop)
+    except UserMistake:
+        if not folder.has_checkpoint:  # nothing is there yet: what it advises can be done in the same folder
+            folder.forget()
+        raise
 
     saver = Saver(config, folder, terminal, agent, replay, counters, logger, environments)
     observers = (logger, Soundness(folder.path))

@@ -10,6 +10,14 @@ class StoppedAtOnce(BaseException):
     """Somebody could not wait; the exit code. No SystemExit, which an environment's own code might have raised."""
 
 
+def asking() -> list[signal.Signals]:
+    """The signals by which somebody asks to stop."""
+    names = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        names.append(signal.SIGHUP)
+    return names
+
+
 class StopSignal:
     """Ctrl-C, SIGTERM and a closed terminal ask whoever calls this to stop; a second one stops at once, by
     StoppedAtOnce, a third one without tidying up.
@@ -21,10 +29,7 @@ class StopSignal:
     def __init__(self, first: str):
         self.requested = 0  # the signal's number
         self._first = first
-        names = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            names.append(signal.SIGHUP)
-        self._before = {name: signal.signal(name, self._ask) for name in names}
+        self._before = {name: signal.signal(name, self._ask) for name in asking()}
 
     def __call__(self) -> bool:
         return self.requested > 0

@@ -39,7 +39,7 @@ class Entry:
         """Of its folder."""
         config = self.config
         words = [configs.file_name(self.task), config.size, f"ratio{config.ratio:g}"]
-        others = "-".join(re.sub(r"[^\w.]+", "-", setting) for setting in self.settings)
+        others = "-".join(re.sub(r"[^\w.-]+", "-", setting) for setting in self.settings)
         if others:  # some file systems allow 255 bytes, all in all
             words.append(others if len(others) < 100 else hashlib.sha256(others.encode()).hexdigest()[:12])
         return "-".join([*words, f"seed{self.seed}"])
@@ -82,6 +82,8 @@ def read(path: Path) -> list[Entry]:
             raise UserMistake(
                 f"{path}, line {number}: seed {seed} of {task} with {method} is there already; leave one out"
             )
+        if any(entry.name == other.name for other in entries.values()):
+            raise UserMistake(f"{path}, line {number}: its folder {entry.name} is that of another line; change one")
         entries[run] = entry
     if not entries:
         raise UserMistake(f"{path} lists no runs; give a line for each below its columns")
@@ -110,6 +112,8 @@ def _entry(cells: dict[str, str], too_many: list[str]) -> Entry:
     settings = tuple(cells.get("settings", "").split())
     if own := [each for each in settings if each.partition("=")[0] in COLUMNS]:
         raise ValueError(f"{own[0]} is among the settings; give it in the column of that name")
+    if any(each.partition("=")[0] == "run.device" for each in settings):
+        raise ValueError("run.device is among the settings; give --device to dreamer batch, for all runs")
     return Entry(
         task=cells["task"],
         seed=_whole("seed", cells["seed"]),

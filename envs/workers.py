@@ -328,7 +328,8 @@ class _Process:
         """Until there is something to read; on Windows reading itself waits, without end."""
         while sys.platform != "win32":
             seconds = until - time.monotonic()
-            if self._selector.select(min(max(0.0, seconds), 1.0)):
+            # A last second for one that was stopped with this process, as by Ctrl-Z, and had no time to answer.
+            if self._selector.select(min(seconds, 1.0) if seconds > 0 else 1.0):
                 return
             if self._popen.poll() is not None:  # and something that it has started holds its pipe
                 raise EOFError
@@ -390,7 +391,7 @@ def _signals_blocked() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_GROUPS)
     try:
         yield
     finally:
@@ -398,6 +399,9 @@ def _signals_blocked() -> Iterator[None]:
 
 
 _LENGTH = struct.Struct(">Q")  # before each answer
+
+# What a terminal or a shell sends to all processes of a job at once.
+_TO_GROUPS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 # Kinds of answers.
 _DONE, _MISTAKE, _FAILURE = "done", "mistake", "failure"
@@ -468,9 +472,11 @@ def _load_factory(pickled: bytes) -> Factory:
 def _ignore_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not ignored, since programs that the environment starts would inherit that and could not be stopped.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    for name in _TO_GROUPS - {signal.SIGINT}:
+        if signal.getsignal(name) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(name, lambda number, frame: None)
     if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_GROUPS)
 
 
 def _take_standard_streams() -> BinaryIO:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,13 +17,14 @@ from click.testing import CliRunner
 import envs
 from dreamer import batch, record, scores
 from dreamer.batch import Batch
+from dreamer.checkpoint import RunFolder
 from dreamer.cli import main
 from dreamer.config import to_json
 from dreamer.errors import UserMistake
 from dreamer.index import write_index
 from dreamer.worklist import Entry, read
 
-SETTINGS = " ".join(setting for setting in tiny.WIDTHS if not setting.startswith("ratio"))
+SETTINGS = " ".join(setting for setting in tiny.WIDTHS if not setting.startswith(("ratio", "run.device")))
 
 
 def write(folder, *lines):
@@ -293,6 +296,31 @@ def test_a_run_is_begun_only_if_it_can_end_in_time(tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs terminals that close")
+def test_a_terminal_that_closes_stops_the_runs(tmp_path):
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,run.checkpoint_seconds=1 {SETTINGS}")
+    (entry,) = read(path)
+    places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--device", "cpu"]
+    batch_ = subprocess.Popen([sys.executable, "-m", "dreamer", "batch", str(path), *places], start_new_session=True)
+    while record.frames(tmp_path / "runs" / entry.name) == 0:
+        time.sleep(0.1)
+    batch_.send_signal(signal.SIGHUP)
+    batch_.wait(120)
+    with RunFolder(tmp_path / "runs" / entry.name).lock():  # nobody trains there any more
+        assert scores.run_record(tmp_path / "results" / entry.name)["frames"] > 0
+
+
+def test_code_within_a_repository_of_somebody_else_has_no_commit(tmp_path, monkeypatch):
+    (tmp_path / "lib" / "dreamer").mkdir(parents=True)
+    (tmp_path / "lib" / "dreamer" / "record.py").touch()
+    (tmp_path / "own.py").touch()
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init", "-q"], ["add", "own.py"], [*who, "commit", "-qm", "mine"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "lib" / "dreamer" / "record.py"))
+    assert record.commit() == "unknown"
+
+
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     path = write(tmp_path, f"nowhere:Nothing,0,1m,1,30,{SETTINGS}", f"gym/CartPole-v1,0,1m,1,30,{SETTINGS}")
     result = work(tmp_path, path)
@@ -311,6 +339,10 @@ def test_the_line_of_a_run():
     assert "ratio=128" in words and "replay.batch=8" in words and words[words.index("--frames") + 1] == "1000"
     # Without these columns they are the protocol's.
     assert Entry("atari100k/pong", 0).name == "atari100k-pong-200m-ratio128-seed0"
+    rates = Entry("my:World", 0, settings=("optimizer.learning_rate=1.6e-4",))
+    assert rates.name == "my-World-12m-ratio512-optimizer.learning_rate-1.6e-4-seed0"
+    winds = [Entry("my:World", 0, settings=(f"environment.wind={wind}",)).name for wind in (1, -1)]
+    assert winds[0] != winds[1]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +355,11 @@ def test_the_line_of_a_run():
         (["gym/CartPole-v1,0,2m,1,30,"], "line 2: size=2m is not one of 1m"),
         (["gym/CartPole-v1,0,1m,1,30,replay.bach=1"], "replay.batch"),
         (["gym/CartPole-v1,0,1m,1,30,seed=4"], "line 2: seed=4 is among the settings; give it in the column"),
+        (["gym/CartPole-v1,0,1m,1,30,run.device=cpu"], "line 2: run.device is among the settings; give --device"),
+        (
+            ["my:World,0,1m,1,30,environment.map=a/b", "my:World,0,1m,1,30,environment.map=a%b"],
+            "line 3: its folder my-World-1m-ratio1-environment.map-a-b-seed0 is that of another line",
+        ),
         (["gym/CartPole-v1,0,1m,1,30,,# mine"], "line 2: '# mine' belongs to no column"),
         (
             ["gym/CartPole-v1,0,1m,1,30,"] * 2,

@@ -21,8 +21,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer import config as configs
+from dreamer import run as run_module
 from dreamer.checkpoint import RunFolder
 from dreamer.cli import main
+from dreamer.errors import UserMistake
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = [word for setting in tiny.WIDTHS for word in ("--set", setting)]
@@ -97,6 +99,7 @@ def test_help_imports_nothing_heavy():
     code = """
 import sys
 from dreamer.cli import main
+from dreamer.errors import UserMistake
 for command in ([], ["train"], ["evaluate"]):
     try:
         main([*command, "--help"])
@@ -876,6 +879,18 @@ def test_a_finished_run_says_so_and_does_nothing(run):
     result = works("train", "--run", run)
     assert "give more --frames to go on" in result.stderr
     assert (run / "checkpoint.json").read_bytes() == before
+
+
+def test_a_start_that_is_refused_leaves_the_folder_free(tmp_path, monkeypatch):
+    few = ["--env", "gym/CartPole-v1", "--run", tmp_path / "run", "--frames", 5, "--set", "run.compile=false"]
+
+    def refuse(*_):
+        raise UserMistake("an update does not fit; replay.batch=2 fits")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_prepare", refuse)
+        assert dreamer("train", *few, "--set", "replay.batch=4").exit_code == 2
+    works("train", *few, "--set", "replay.batch=2")
 
 
 def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):

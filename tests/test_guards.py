@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from dreamer import checkpoint, logger
 from dreamer.checkpoint import CheckpointError, RunFolder
 from dreamer.cli import main
 from dreamer.guards import Saver
+from dreamer.health import Health
 from dreamer.logger import Curves, Events, Terminal
 
 TESTS = Path(__file__).parent
@@ -77,6 +79,22 @@ def test_a_disk_that_stays_full_costs_only_what_came_after_the_last_checkpoint(t
     assert rows(tmp_path / "run") == 29
     assert train(tmp_path / "run", 60).exit_code == 0
     assert rows(tmp_path / "run") == 60
+
+
+def test_who_has_asked_for_the_end_has_not_given_it_up(tmp_path, monkeypatch):
+    """A disk that refuses the checkpoint of a Ctrl-C, once, and takes the next."""
+    refusals = iter([True])
+    Disk(monkeypatch, lambda number: next(refusals, False))
+    config, agent, vector, replay, counters = tiny.tiny_run()
+    folder, terminal = RunFolder(tmp_path / "run"), Terminal(io.StringIO())
+    with folder.lock():
+        folder.describe(config, agent.observation_spec, agent.action_spec)
+        log = logger.Logger(folder.path, config, terminal, counters, Health(config, agent.action_spec, 400))
+        saver = Saver(config, folder, terminal, agent, replay, counters, log, vector)
+        saver.save(None)
+        assert not folder.has_checkpoint
+        saver.finish(lambda: True)
+        assert folder.has_checkpoint
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
@@ -172,7 +190,8 @@ def test_episodes_that_cannot_be_saved_after_all(tmp_path, monkeypatch, fails, s
     (line,) = [line for line in lines if "Checkpoints cannot hold the open episodes: " in line]
     assert said in line
     monkeypatch.delenv("FAILS")
-    assert "The open episodes end here, as at a time limit" in train_saving(tmp_path / "run", 40)
+    said = "The open episodes end here, as at a time limit: the checkpoint does not hold them\n"
+    assert said in train_saving(tmp_path / "run", 40)
     assert rows(tmp_path / "run") == 40
 
 
@@ -206,9 +225,11 @@ def test_lines_wait_until_they_can_be_written(tmp_path):
         f"Cannot write {folder / 'metrics.jsonl'} (No such file or directory); its lines wait until it can be written."
     ]
     folder.mkdir()
-    curves.add({"loss": 4.0}, 40)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["frames"] for line in lines] == [20, 30, 40]
+    for last in (30, 40):
+        curves.sync()  # at a checkpoint, after which nothing more may come
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["frames"] for line in lines] == list(range(20, last + 1, 10))
+        curves.add({"loss": 4.0}, 40)
 
 
 def test_a_line_is_written_whole_however_little_the_disk_takes(tmp_path):

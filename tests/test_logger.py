@@ -93,6 +93,18 @@ class Watched:
         self.logger.close(self.counters)
 
 
+def test_speed_begins_with_the_first_row(tmp_path, clock):
+    watched = Watched(tmp_path)
+    clock.now += 600  # loading and compiling
+    watched.rows([0.0], [True], [False])
+    clock.now += 6
+    watched.rows([0.0], [False], [False])
+    watched.update(loss=1.0)
+    watched.logger.flush(watched.counters)  # as for a checkpoint, right after it
+    speed = "speed/agent_steps_per_second"
+    assert [line.get(speed) for line in lines(tmp_path)] == [pytest.approx(2 / 6), None]
+
+
 # Curves --------------------------------------------------------------------------------------------------
 
 

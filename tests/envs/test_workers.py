@@ -449,7 +449,8 @@ def test_signals_to_the_group_leave_them_alone(own):
     script = start_script(
         own,
         "heard = []\n"
-        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, _: heard.append(number))\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(number, lambda number, _: heard.append(number))\n"
         "workers = [envs.Worker(factory) for factory in factories]\n"
         "say('starting')\n"
         "sys.stdin.readline()\n"
@@ -465,7 +466,7 @@ def test_signals_to_the_group_leave_them_alone(own):
     )
 
     def interrupt():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.killpg(script.pid, number)
         script.stdin.write("go on\n")
         script.stdin.flush()
@@ -477,8 +478,25 @@ def test_signals_to_the_group_leave_them_alone(own):
     interrupt()
     assert script.stdout.readline() == before and len(before.split()) == 2
     out, err = script.communicate()
-    assert out.strip() == str(sorted([int(signal.SIGINT), int(signal.SIGTERM)] * 2)) and err == ""
+    assert out.strip() == str(sorted([int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP)] * 2)) and err == ""
     assert script.returncode == 0
+
+
+def test_to_be_stopped_for_a_while_is_not_to_hang(own):
+    """As by Ctrl-Z, for longer than an environment may take."""
+    script = start_script(
+        own,
+        "factories = [functools.partial(factory, sleeps=0.5) for factory in factories]\n"
+        "vector = envs.Vector(factories, [0, 1], processes=True, patience=1.5); pids(); say('steps'); say(*pids())",
+        start_new_session=True,
+    )
+    assert script.stdout.readline() == "steps\n"
+    time.sleep(0.1)
+    os.killpg(script.pid, signal.SIGSTOP)
+    time.sleep(2)
+    os.killpg(script.pid, signal.SIGCONT)
+    out, err = script.communicate()
+    assert len(out.split()) == 2 and err == ""
 
 
 def test_what_an_environment_prints_is_no_answer(own):
