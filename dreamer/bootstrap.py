@@ -68,7 +68,10 @@ def _quantiles(means: np.ndarray, levels: list[float]) -> np.ndarray:
 def rank_correlation(
     x: np.ndarray, y: np.ndarray, numbers: np.ndarray, groups: int, generator: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Spearman's, of (n,) and (n,), and its bootstrap interval over the groups that `numbers` (n,) names."""
+    """Spearman's, of (n,) and (n,), and its bootstrap interval over the groups that `numbers` (n,) names.
+
+    The interval is NaN where these are too few.
+    """
     a, b = _ranks(x), _ranks(y)
     sums = np.stack([np.bincount(numbers, each, groups) for each in (np.ones(len(a)), a, b, a * a, b * b, a * b)], 1)
     weights = generator.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
@@ -79,6 +82,8 @@ def rank_correlation(
             return (sab / n - sa * sb / n**2) / np.sqrt((saa / n - (sa / n) ** 2) * (sbb / n - (sb / n) ** 2))
 
     low, high = _quantiles(correlation(weights @ sums)[:, None], [0.025, 0.975])[:, 0]
+    if len(np.unique(numbers)) < LEAST_EPISODES:
+        low = high = np.nan
     return float(correlation(sums.sum(0))), float(low), float(high)
 
 

@@ -421,10 +421,13 @@ def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) 
 
 
 def _options(config: "Config", drawn: bool) -> dict[str, Any]:
-    """For `envs.make`; `drawn` environments can render themselves."""
+    """For `envs.make`; `drawn` environments can render themselves, if they ever can."""
     options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
     if drawn and config.task.startswith("gym/"):
-        options["render_mode"] = "rgb_array"  # Gymnasium wants to know when it makes one
+        drawable = options | {"render_mode": "rgb_array"}  # Gymnasium wants to know when it makes one
+        with contextlib.suppress(own_envs().TaskError):  # it knows none; what else may be wrong will be said again
+            own_envs().make(config.task, **drawable).close()
+            return drawable
     return options
 
 
@@ -530,12 +533,20 @@ def bench(
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
             os.environ["TRITON_CACHE_DIR"] = os.path.join(empty, "triton")
         from . import bench as benchmark
+        from .machine import is_out_of_memory
 
         settings = (*settings, *_machine_settings(device, precision), *(["run.compile=false"] if eager else []))
         config = _new_config(task, {"size": size, "settings": settings})
         environments = _environments(config, config.envs, config.seed, guarded=True)
         try:
             report = benchmark.measure(config, environments, lambda text: click.echo(f"{text} ...", err=True), cold)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"a {config.size} model with batches of {config.replay.batch} x {config.replay.length} steps does not "
+                "fit into the memory of this device; give a smaller --size or --set replay.batch"
+            ) from None
         finally:
             environments.close()
     click.echo(json.dumps(report.to_json()) if as_json else benchmark.table(report))

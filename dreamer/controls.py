@@ -1,5 +1,6 @@
 """Keys of a keyboard as actions of any action space."""
 
+import re
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ PAIRS = [
 ]
 KEYS = "1234567890yuioxczqek"  # for choices among several, as many as each has, and for what has no pair
 JOYSTICK = {"UP": "ArrowUp", "RIGHT": "ArrowRight", "LEFT": "ArrowLeft", "DOWN": "ArrowDown", "FIRE": " "}
+STICK = re.compile("NOOP|(?=.)(UP|DOWN)?(LEFT|RIGHT)?(FIRE)?")  # what an action of one is called
 NAMES = {"ArrowLeft": "←", "ArrowRight": "→", "ArrowUp": "↑", "ArrowDown": "↓", " ": "space"}
 
 
@@ -73,7 +75,8 @@ class Controls:
         self._chosen.clear()
 
     def _is_joystick(self, part: ActionPart) -> bool:
-        return len(part.classes) == 1 and len(self._meanings) == part.classes[0] > 1
+        named = len(part.classes) == 1 and len(self._meanings) == part.classes[0] > 1
+        return named and all(STICK.fullmatch(meaning) for meaning in self._meanings)
 
     def action(self, keys: Collection[str]) -> np.ndarray:
         """The flat action (A,) float32 of the keys that are pressed, as browsers name them."""

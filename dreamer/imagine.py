@@ -156,6 +156,7 @@ class _Picture:
             for cursor in self._cursors:
                 cursor.set_xdata([step, step])
             self._canvas.draw()
+            self.figure.set_layout_engine("none")  # it stays, and takes longer than all the rest
             yield np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
         self._pyplot.close(self.figure)
 

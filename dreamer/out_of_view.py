@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .agent import Agent
+from .bootstrap import LEAST_EPISODES
 from .dream import Dream, Episode
 from .rssm import State
 
@@ -28,7 +29,7 @@ class Returns:
     row: float  # share of returns in which the mean of the dreams has the right row
     colour: float  # and the right colour
     error: float  # of its pixels, 1 as if there were no ball
-    row_interval: tuple[float, float]  # 95 % bootstrap, over episodes
+    row_interval: tuple[float, float]  # 95 % bootstrap, over episodes; NaN where these are too few
 
 
 def out_of_view(agent: Agent, episodes: Sequence[Episode], seed: int = 0) -> list[Returns]:
@@ -47,7 +48,7 @@ def out_of_view(agent: Agent, episodes: Sequence[Episode], seed: int = 0) -> lis
         who, place = np.unique(whose, return_inverse=True)
         weights = generator.multinomial(len(who), np.full(len(who), 1 / len(who)), 1000)
         means = (weights @ np.bincount(place, row)) / (weights @ np.bincount(place))
-        interval = np.quantile(means, [0.025, 0.975])
+        interval = np.quantile(means, [0.025, 0.975]) if len(who) >= LEAST_EPISODES else (np.nan, np.nan)
         result.append(
             Returns(
                 hidden=(low, high),
@@ -108,8 +109,9 @@ def table(found: Sequence[Returns]) -> str:
     ]
     for each in found:
         low, high = each.row_interval
+        span = "" if np.isnan(low) else f" ({low:.0%} to {high:.0%})"
         lines.append(
             f"{f'{each.hidden[0]} to {each.hidden[1]}':<22}{each.count:>9}{each.row:>9.0%}"
-            f"{f' ({low:.0%} to {high:.0%})':<18}{each.colour:>9.0%}{each.error:>9.2f}"
+            f"{span:<18}{each.colour:>9.0%}{each.error:>9.2f}"
         )
     return "\n".join([*lines, "By chance a quarter of the rows and of the colours would be right."])

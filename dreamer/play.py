@@ -50,15 +50,16 @@ class Stage:
 
     def reset(self, next_episode: bool = True) -> None:
         """Begin anew; what is shown first, in the dream and beside it, is what the real environment began with."""
-        self._seed += next_episode
-        self.controls.rest()
-        self._actions: list[np.ndarray] = []  # flat, of each step of the dream
-        self._real = [self._begin()]
-        self._is_at = 0  # how many of the actions the environment has taken
+        seed = self._seed + next_episode
+        real = self._begin(seed)  # first, since it is somebody else's code and may raise
         observation = {key: torch.from_numpy(np.array(value)[None]) for key, value in self._first.items()}
         flag = torch.zeros(1, dtype=torch.bool)
         self._states = [self.agent.act(observation, ~flag, flag, self.agent.start(1)).state]
         self._lasts = [1.0]  # the chance that the dream goes on until each step
+        self._actions: list[np.ndarray] = []  # flat, of each step of the dream
+        self._real, self._is_at = [real], 0  # and how many of the actions the environment has taken
+        self._seed = seed
+        self.controls.rest()
 
     def step(self, keys: Collection[str] = (), agent: bool = False) -> None:
         """One step of the dream by the keys that are pressed, or by the agent's own choice in its dream.
@@ -98,14 +99,14 @@ class Stage:
     def _beside(self) -> dict[str, Any]:
         """The real environment at this step, once it has caught up."""
         if self._is_at >= len(self._real):  # it has gone further: play it again from its beginning
-            self._real, self._is_at = [self._begin()], 0
+            self._real, self._is_at = [self._begin(self._seed)], 0
         while self._is_at < self.steps and not self._real[-1]["over"]:
             self._real.append(self._advance(self._actions[self._is_at]))
             self._is_at += 1
         return self._real[min(self.steps, len(self._real) - 1)]
 
-    def _begin(self) -> dict[str, Any]:
-        self._first, _ = self._environment.reset(seed=self._seed)
+    def _begin(self, seed: int) -> dict[str, Any]:
+        self._first, _ = self._environment.reset(seed=seed)
         return {"seen": _described(self._first), "reward": 0.0, "over": False, "picture": self._picture()}
 
     def _advance(self, action: np.ndarray) -> dict[str, Any]:
@@ -122,8 +123,12 @@ class Stage:
         """Drawn by environments whose observations are no images."""
         if self.agent.observation_spec.images or not self._draws:
             return None
-        picture = self._environment.render()
-        return _png(picture) if isinstance(picture, np.ndarray) else None
+        try:
+            picture = self._environment.render()
+            return _png(picture) if isinstance(picture, np.ndarray) else None
+        except Exception:  # whatever a drawing library may raise; the numbers are shown without it
+            self._draws = False
+            return None
 
 
 def _described(observation: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -70,9 +70,17 @@ class Player:
                 raise UserMistake(f"the observation {key!r} is {value.dtype}; images are uint8, from 0 to 255")
             if key in spec.integers and value.dtype.kind not in "iub":
                 raise UserMistake(f"the observation {key!r} is {value.dtype}; this agent was trained on integers")
+            if key in spec.integers and ((value < 0) | (value >= spec.integers[key])).any():
+                most = ", ".join(str(classes - 1) for classes in spec.integers[key])
+                raise UserMistake(
+                    f"the observation {key!r} has numbers from {value.min()} to {value.max()}; this agent was trained "
+                    f"on 0 to {most}"
+                )
             tensors[key] = torch.from_numpy(np.ascontiguousarray(value, dtype))
             if dtype.kind == "f" and not torch.isfinite(tensors[key]).all():
                 raise UserMistake(f"the observation {key!r} has NaN or infinite numbers")
+        if state is not None and not isinstance(state, Memory):
+            raise UserMistake(f"the state is a {type(state).__name__}; give what the last call has returned")
         count = len(tensors[spec.keys[0]])
         begins = np.zeros(count, bool) if is_first is None else np.asarray(is_first, bool).reshape(-1)
         given = {f"observations {key!r}": len(value) for key, value in tensors.items()} | {"is_first": len(begins)}

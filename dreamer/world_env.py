@@ -24,7 +24,7 @@ from .own_envs import own_envs
 from .player import Player, flat
 from .replay import new_replay, row_bytes
 from .rssm import State
-from .spaces import ActionSpec, ObservationSpec
+from .spaces import ActionSpec, ObservationSpec, observation_spec
 
 HORIZON = 500  # steps, after which a dream is cut
 START_BYTES = 1 << 30  # of the newest replay, from which dreams begin
@@ -48,15 +48,17 @@ class _Dreams:
             raise UserMistake(f"horizon={horizon!r} is not possible; use a whole number from 1")
         folder = RunFolder(Path(run))
         folder.config()  # where there is no run at all, it says so best
-        self._checkpoint = folder.newest(with_replay=True)
-        self.agent: Agent = folder.load_agent(device, checkpoint=self._checkpoint)
+        checkpoint = folder.newest(with_replay=True)
+        self.agent: Agent = folder.load_agent(device, checkpoint=checkpoint)
         self.render_modes = ["rgb_array"] if self.agent.observation_spec.images else []
         if render_mode is not None and render_mode not in self.render_modes:
             instead = "use 'rgb_array'" if self.render_modes else "this agent sees no images: leave it out"
             raise UserMistake(f"render_mode={render_mode!r} is not possible; {instead}")
         self.dream = Dream(self.agent)
-        self.horizon, self._kind, self._which = horizon, observation, starts
-        self._begun: tuple[Tensor, Tensor] | None = None
+        self.horizon, self._kind = horizon, observation
+        self._begun = real_states(
+            checkpoint, self.agent, starts == "first"
+        )  # now: a run that goes on removes the files
         self.observation_space = (
             spaces.Box(-1.0, 1.0, (self.agent.world_model.feature_width,), np.float32)
             if observation == "latent"
@@ -66,8 +68,6 @@ class _Dreams:
 
     def starts(self, generator: np.random.Generator, count: int) -> State:
         """Real states (count, ...) of the run's replay."""
-        if self._begun is None:
-            self._begun = real_states(self._checkpoint, self.agent, self._which == "first")
         picks = torch.from_numpy(generator.integers(len(self._begun[0]), size=count)).to(self.agent.device)
         classes = self.agent.config.model.classes
         return State(self._begun[0][picks].float(), F.one_hot(self._begun[1][picks].long(), classes).float())
@@ -282,7 +282,7 @@ class _Bare(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gymnasium.Env[Any, Any], observation: str | None, action: str | None):
         super().__init__(env)
         self._observation, self._action = observation, action
-        self.observation_space = _alone(env.observation_space)  # type: ignore[arg-type]
+        self.observation_space = _alone(_observation_space(observation_spec(env.observation_space)))
         self.action_space = _alone(env.action_space)  # type: ignore[arg-type]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

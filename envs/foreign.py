@@ -51,10 +51,6 @@ def make_gym(name: str, /, *, repeat: int | None = None, seed: int | None = None
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if unknown is None or unknown[1] not in options:
                 raise
-            if unknown[1] == "render_mode":  # it draws nothing; whoever wants pictures takes what it sees
-                return make_gym(
-                    name, repeat=repeat, seed=seed, **{k: options[k] for k in options if k != "render_mode"}
-                )
             raise TaskError(f"gym/{name} has no option '{unknown[1]}'.") from error
     return _finish(env, repeat, seed)
 

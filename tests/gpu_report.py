@@ -148,6 +148,7 @@ def run_benches(report: Report, benches: tuple[str, ...], given: list[str]) -> N
         if not done:
             report.fail(f"bench {each}: {last(wrong)}")
             continue
+        look_for_slower(report, f"bench {each}", wrong)
         found = json.loads(said)
         (report.out / f"{where.replace('/', '-')}-{which}.json").write_text(json.dumps(found, indent=2) + "\n")
         report.add(
@@ -178,6 +179,13 @@ def run_profiles(report: Report, profiles: tuple[str, ...], size: str, *argument
             report.fail(f"profile {each}: {error}")
 
 
+def look_for_slower(report: Report, what: str, said: str) -> None:
+    """What was measured without the compiler, or without a graph, is not what was to be measured."""
+    for line in said.splitlines():
+        if any(sign in line for sign in SLOWER):
+            report.fail(f"{what}: {line.strip()}")
+
+
 def trained(report: Report, options: list[str], given: list[str]) -> tuple[float, float]:
     """Updates a second of a training at their median, and the seconds it took in all; 0 if it failed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -185,9 +193,7 @@ def trained(report: Report, options: list[str], given: list[str]) -> tuple[float
         if not done:
             report.fail(f"training {' '.join(options)}: {last(wrong)}")
             return 0.0, took
-        for line in wrong.splitlines():
-            if any(sign in line for sign in SLOWER):
-                report.fail(f"training: {line.strip()}")
+        look_for_slower(report, "training", wrong)
         seen = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
         rates = [each["speed/updates_per_second"] for each in seen if each.get("speed/updates_per_second")]
         return (statistics.median(rates) if rates else 0.0), took

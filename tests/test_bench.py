@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from dreamer import bench
+from dreamer.agent import Agent
 from dreamer.bench import Spread, Stopwatch, matrix_peak, random_replay, time_parts, timed
 from dreamer.cli import main
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
@@ -64,6 +65,15 @@ def test_the_report_for_people():
 def test_a_wrong_size_is_one_sentence():
     result = run("--set", "size=2m")
     assert result.exit_code == 2 and "size=2m is not one of 1m" in result.stderr and result.stdout == ""
+
+
+def test_a_device_that_is_too_small_is_one_sentence(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Agent, "_learn", full)
+    result = run("--eager")
+    assert result.exit_code == 2 and "does not fit into the memory of this device; give a smaller" in result.stderr
 
 
 def test_precision_is_an_option():

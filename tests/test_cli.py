@@ -12,6 +12,7 @@ import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import gymnasium
 import pytest
 import tiny
 import torch
@@ -20,6 +21,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dreamer import cli
 from dreamer import config as configs
 from dreamer import run as run_module
 from dreamer.checkpoint import RunFolder
@@ -891,6 +893,29 @@ def test_a_start_that_is_refused_leaves_the_folder_free(tmp_path, monkeypatch):
         patch.setattr(run_module, "_prepare", refuse)
         assert dreamer("train", *few, "--set", "replay.batch=4").exit_code == 2
     works("train", *few, "--set", "replay.batch=2")
+
+
+class Plain(CartPoleEnv):
+    def __init__(self):
+        super().__init__()
+
+
+class Asserting(CartPoleEnv):
+    metadata = {"render_modes": ["human"]}
+
+    def __init__(self, render_mode=None):
+        assert render_mode is None or render_mode in self.metadata["render_modes"]
+        super().__init__(render_mode)
+
+
+@pytest.mark.parametrize("made", [Plain, Asserting])
+def test_an_environment_that_knows_no_such_render_mode_is_made_without(made, monkeypatch):
+    gymnasium.register("Undrawn-v0", made)
+    try:
+        assert cli._options(configs.make_config("gym/Undrawn-v0"), drawn=True) == {"repeat": None}
+    finally:
+        del gymnasium.registry["Undrawn-v0"]
+    assert cli._options(configs.make_config("gym/CartPole-v1"), drawn=True)["render_mode"] == "rgb_array"
 
 
 def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):

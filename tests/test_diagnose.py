@@ -271,6 +271,7 @@ def test_few_episodes_and_short_looks_give_no_verdict(monkeypatch):
     few = diagnose(Agent, world.episodes[:4], "test/world", horizon=HORIZON)
     assert few.judged == 0 and np.isnan(few.errors["x"].model.low).all() and few.imagination_is_inside is None
     assert report.verdict(few) == "No verdict: 4 episodes say nothing with confidence; give 5 or more."
+    assert np.isnan(few.values.rank_low) and not np.isnan(few.values.rank_correlation)
     short = diagnose(Agent, world.episodes, "test/world", horizon=10)
     assert short.trusted == short.judged == 10 and short.to_json()["imagination_is_inside"] is None
     assert "The 15 steps of imagination reach further than could be judged." in report.table(short)
@@ -435,6 +436,9 @@ def test_what_is_remembered_counts(monkeypatch, remembers, wrong_row, row, error
     assert found.count >= 2 and found.error == pytest.approx(error, abs=1e-6)
     assert not remembers or (found.row, found.colour) == (row, 1.0)
     assert "Out of view" in out_of_view.table([found])
+    assert np.isnan(found.row_interval).all() and "(" not in out_of_view.table([found])  # one episode has none
+    (many,) = out_of_view.out_of_view(None, [episode] * 5)
+    assert many.row_interval == (found.row, found.row) and f"({found.row:.0%} to" in out_of_view.table([many])
 
 
 def test_the_reward_is_for_the_row_in_which_it_comes_back():

@@ -44,6 +44,15 @@ def test_everything_is_in_one_report(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "gpu" / "gym-CartPole-v1-1m.json").read_text()) == FOUND
 
 
+def test_a_bench_that_went_on_without_a_graph_has_failed(tmp_path, monkeypatch):
+    said = "Not capturing the update as one CUDA graph: CUDA error; measuring without ...\n"
+    answers = {"bench": (True, json.dumps(FOUND), said, 1.0)}
+    code, text = report(
+        tmp_path / "gpu", monkeypatch, lambda words, _: answers["bench"] if "bench" in words else (False, "", "", 1.0)
+    )
+    assert code == 1 and "FAILED bench gym/CartPole-v1:1m: Not capturing" in text
+
+
 def test_what_fails_is_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     def profile(*arguments):
         raise RuntimeError("no profiler")

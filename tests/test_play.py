@@ -47,6 +47,11 @@ def test_a_joystick(keys, expected):
     assert controls.legend == ["→ ← space"]
 
 
+def test_names_that_are_no_joystick_s():
+    controls = Controls(ActionSpec((ActionPart("action", classes=(5,)),)), ["PUMP UP", "HEAT", "COOL", "VENT", "STOP"])
+    assert controls.action(["3"]).argmax() == 2 and controls.legend == ["action: 1 2 3 4 5"]
+
+
 def test_a_choice_of_two_keeps_what_was_chosen():
     controls = Controls(ActionSpec((ActionPart("action", classes=(2,)),)))
     taken = [int(controls.action(keys).argmax()) for keys in ([], ["ArrowRight"], [], ["ArrowLeft"], [])]
@@ -141,6 +146,32 @@ def test_another_episode(stage):
     stage.reset()
     assert not stage.controls._chosen
     assert stage.show(real=True)["real"]["seen"]["where"][2:4] == [1, 0] and stage.steps == 0
+
+
+def test_an_episode_that_cannot_begin_leaves_the_old_one(stage, monkeypatch):
+    for _ in range(2):
+        stage.step()
+
+    def fail(**_):
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._environment, "reset", fail)
+        with pytest.raises(RuntimeError):
+            stage.reset()
+    assert stage.steps == 2 and len(stage._states) == 3 and stage._seed == 1
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out(agent, monkeypatch):
+    (factory,) = tiny.counting_vector(1)._factories
+    environment = factory()
+
+    def fail():
+        raise RuntimeError("no OpenGL")
+
+    monkeypatch.setattr(type(environment), "render_mode", "rgb_array", raising=False)
+    monkeypatch.setattr(environment, "render", fail)
+    assert Stage(agent, environment, seed=1).show(real=True)["real"]["picture"] is None
 
 
 def test_the_agent_plays_in_its_dream(agent, stage):

@@ -7,10 +7,12 @@ import torch
 
 import dreamer
 import envs
+from dreamer.agent import Agent
 from dreamer.checkpoint import RunFolder
 from dreamer.errors import UserMistake
 from dreamer.player import Player
 from dreamer.published import curve, expectation, human_normalized, passes_zero, short
+from dreamer.spaces import ObservationSpec
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,19 @@ def test_what_does_not_fit_together_is_said(player):
         player.act({"vector": np.array([0, np.nan, 0, 0])})
     with pytest.raises(UserMistake, match="the observation is a ndarray; give a dictionary with vector"):
         player.act(np.zeros(4))
+
+
+def test_classes_that_there_are_not():
+    spec = ObservationSpec(images={}, floats={}, integers={"card": (3,)})
+    _, agent, *_ = tiny.tiny_run()
+    agent = Agent(agent.config, spec, agent.action_spec, agent.device, agent.dtype)
+    player = Player(agent, "test/cards")
+    for card in (3, -1):
+        with pytest.raises(UserMistake, match=f"'card' has numbers from {card} to {card}; .* trained on 0 to 2"):
+            player.act({"card": np.array([card])})
+    _, memory = player.act({"card": np.array([2])})
+    with pytest.raises(UserMistake, match="the state is a State; give what the last call has returned"):
+        player.act({"card": np.array([2])}, memory.state)
 
 
 def test_load_of_nothing_is_a_sentence(tmp_path):

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 import dreamer
 import envs
+from dreamer.checkpoint import RunFolder
 from dreamer.errors import UserMistake
 from dreamer.rssm import State
 from dreamer.world_env import real_states
@@ -46,6 +47,23 @@ def test_the_spaces_are_those_of_the_task(cartpole, signals):
     dream, real = dreamer.WorldModelEnv(signals), envs.make("mixed:Signals")
     assert dream.observation_space == real.observation_space
     assert dream.action_space == real.action_space["action"]
+
+
+def test_the_real_one_has_the_same_spaces_where_its_own_are_bounded(tmp_path, monkeypatch):
+    run, bounded = tiny.trained_run(tmp_path / "run", "gym/CartPole-v1", 30), envs.make("gym/CartPole-v1")
+    bounded.observation_space = gymnasium.spaces.Dict({"vector": gymnasium.spaces.Box(-9, 9, (4,), np.float32)})
+    env = dreamer.WorldModelEnv(run)
+    monkeypatch.setattr(envs, "make", lambda task, **options: bounded)
+    assert env.real().observation_space == env.observation_space
+
+
+def test_a_run_that_goes_on_takes_no_dreams_away(tmp_path):
+    """Its checkpoints remove the files of those before."""
+    run = tiny.trained_run(tmp_path / "run", "gym/CartPole-v1", 30)
+    many = dreamer.WorldModelVectorEnv(run, num_envs=3, device="cpu")
+    for path in (run / "replay").iterdir():
+        path.unlink()
+    assert many.reset(seed=0)[0].shape == (3, 4)
 
 
 def test_gymnasium_finds_it(cartpole):
@@ -155,7 +173,7 @@ def test_those_that_ended_begin_anew(cartpole):
     many = dreamer.WorldModelVectorEnv(cartpole, num_envs=64, horizon=2, starts="first", device="cpu")
     bias = many._dreams.agent.world_model.continuation.out.bias.data
     bias.fill_(50.0)
-    begun = real_states(many._dreams._checkpoint, many._dreams.agent, first=True)
+    begun = real_states(RunFolder(cartpole).newest(with_replay=True), many._dreams.agent, first=True)
     many.reset(seed=0)
     actions = np.zeros(64, int)
     assert not many.step(actions)[3].any()
@@ -170,7 +188,7 @@ def test_those_that_ended_begin_anew(cartpole):
 
 def test_dreams_begin_at_what_the_run_has_seen(cartpole):
     env = dreamer.WorldModelEnv(cartpole, device="cpu")
-    states = real_states(env._dreams._checkpoint, env._dreams.agent)
+    states = real_states(RunFolder(cartpole).newest(with_replay=True), env._dreams.agent)
     # 80 rows, less those that end an episode; two latents of three classes.
     deter, classes = states
     assert 60 < len(deter) < 80 and deter.dtype == torch.float16 and classes.shape == (len(deter), 2)

@@ -161,12 +161,6 @@ def test_ale_ids_are_not_repeated_twice():
         envs.make("gym/ALE/Pong-v5", repeat=2)
 
 
-def test_a_registered_one_that_knows_no_render_mode(own):
-    gymnasium.register("Undrawn-v0", "own_environment:Counter")
-    env = envs.make("gym/own_environment:Undrawn-v0", render_mode="rgb_array", end=3)
-    assert env.render_mode is None
-
-
 def test_a_module_that_registers_an_id(own, tmp_path):
     (tmp_path / "own_registration.py").write_text(
         "import gymnasium\ngymnasium.register('Own-v0', 'own_environment:Counter')"
