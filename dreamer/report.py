@@ -98,7 +98,7 @@ def verdict(found: Diagnosis) -> str:
     if not found.judged:
         return f"No verdict: {found.episodes} episodes say nothing with confidence; give {LEAST_EPISODES} or more."
     if all(errors.is_constant for key, errors in found.errors.items() if key not in (REWARD, GOES_ON)):
-        return "No verdict: nothing that is observed ever changes."
+        return "No verdict: nothing that is observed ever changed where it was looked at."
     inside, steps = found.imagination_is_inside, found.imagination
     where = "reach further than could be judged" if inside is None else f"lie {'inside' if inside else 'beyond'} it"
     return f"Trusted horizon: {found.trusted} steps, by what is observed. The {steps} steps of imagination {where}."
@@ -117,7 +117,7 @@ def _each(errors: Errors) -> str:
 
 def _trust(errors: Errors, horizon: int) -> str:
     if errors.is_constant:
-        return "never changes, so there is nothing to forecast"
+        return "never changed where it was looked at, so there was nothing to forecast"
     last = errors.trusted
     if not last:
         return "not better than what was seen last and the mean"
@@ -169,7 +169,7 @@ def page(found: Diagnosis) -> str:
         sections.insert(
             1, ("Each number by itself", _figure(_numbers, found), "The model's error by the mean's: dark is "
             "known well, yellow no better than the mean. A white line ends the trust in a number; without one, what "
-            "was seen last is as good from the beginning. Grey never changes.")
+            "was seen last is as good from the beginning. Grey never changed.")
         )  # fmt: skip
     if found.out_of_view:
         sections.append(

@@ -238,7 +238,7 @@ def test_what_never_changes_is_not_judged(monkeypatch):
         episode.reward[:] = 1
     result = found(monkeypatch, world)
     assert result.errors["reward"].is_constant and not result.errors["x"].is_constant
-    assert "reward: never changes, so there is nothing to forecast" in report.table(result)
+    assert "reward: never changed where it was looked at, so there was nothing to forecast" in report.table(result)
 
 
 def test_drift_is_the_divergence_from_what_was_expected(monkeypatch):
@@ -279,7 +279,7 @@ def test_few_episodes_and_short_looks_give_no_verdict(monkeypatch):
         episode.observation["x"][:] = 3
     constant = diagnose(Agent, world.episodes, "test/world", horizon=HORIZON)
     assert constant.imagination_is_inside is None
-    assert report.verdict(constant) == "No verdict: nothing that is observed ever changes."
+    assert report.verdict(constant) == "No verdict: nothing that is observed ever changed where it was looked at."
 
 
 def test_how_much_of_what_followed_is_the_critic_s_own(monkeypatch):
