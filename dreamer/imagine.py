@@ -19,6 +19,7 @@ FORMATS = (".gif", ".mp4", ".png")
 WATCHED = 500  # steps of an episode from which a scene may be taken, besides its own
 TRUTH, DREAM, SEEN = "#222222", "#D55E00", "#3CC85A"
 COLUMNS = 4  # of curves, where one scene has the whole width
+CURVES = 24  # of a scene, at most
 SHEET = 10  # moments on a contact sheet
 SIDE = 1.5  # inches of an image
 DPI = 100
@@ -137,6 +138,8 @@ class _Picture:
             columns = self.figure.subfigures(1, len(scenes), squeeze=False, width_ratios=[e.width for e in layouts])[0]
             for column, layout in zip(columns, layouts):
                 self._draw_scene(column, layout)
+            if left_out := max(layout.left_out for layout in layouts):
+                title += f"\nwithout {left_out} numbers, which vary least"
             self.figure.suptitle(title, fontsize=10)
             names = ["truth", "dream, the policy acting" if scenes[0].is_free else "dream"]
             lines = [pyplot.Line2D([], [], color=color) for color in (TRUTH, DREAM)]
@@ -224,12 +227,15 @@ class _Layout:
     def __init__(self, scene: Scene, is_sheet: bool, wide: bool):
         self.scene = scene
         self.images = {key: _image_rows(scene, key) for key, value in scene.observation.items() if value.ndim == 4}
-        self.curves = [
+        curves = [
             (f"{key} {i}" if value.shape[1] > 1 else key, value[:, i], scene.dream[key][:, i])
             for key, value in scene.observation.items()
             if value.ndim == 2
             for i in range(value.shape[1])
         ]
+        varying = sorted(range(len(curves)), key=lambda i: -np.ptp(curves[i][1]))
+        self.curves = [curves[i] for i in sorted(varying[:CURVES])]
+        self.left_out = len(curves) - len(self.curves)
         self.columns = min(COLUMNS, len(self.curves)) if wide else 1
         rows = len(next(iter(self.images.values()), ()))
         self.width = SIDE * (len(_moments(scene.steps)) if is_sheet else 3) * 1.2 if self.images else 0.0

@@ -10,7 +10,7 @@ from PIL import Image, ImageSequence
 
 from dreamer.cli import main
 from dreamer.dream import Dream, record
-from dreamer.imagine import scene, scenes
+from dreamer.imagine import Scene, _Layout, draw, scene, scenes
 from dreamer.rssm import State
 
 
@@ -103,6 +103,18 @@ def test_a_film(run, tmp_path):
     # The context is marked by a green ground.
     green = frames[0][..., 1] > frames[0][..., 0] + 20
     assert green.mean() > 0.005
+
+
+def test_of_many_numbers_those_that_vary_most_are_drawn(tmp_path):
+    wide = np.zeros((6, 40), np.float32)
+    wide[3, 7:] = np.arange(33)  # number 7 + n moves by n
+    ones = np.ones(6, np.float32)
+    shown = Scene({"x": wide}, ones, ones, {"x": wide}, ones, ones, begin=0, context=2, is_free=False)
+    layout = _Layout(shown, is_sheet=False, wide=True)
+    assert [name for name, *_ in layout.curves] == [f"x {i}" for i in range(16, 40)] and layout.left_out == 16
+    draw([shown], "wide", tmp_path / "wide.png")
+    with Image.open(tmp_path / "wide.png") as picture:
+        assert picture.size[1] < 2000
 
 
 @pytest.mark.parametrize("options", [(), ("--policy",)])
