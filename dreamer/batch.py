@@ -197,6 +197,7 @@ class Batch:
         return any(kept)
 
     def _write(self, work: Work) -> bool:
+        """Write what a run has shown so far; whether there was anything to write."""
         entry, folder, before = work.entry, self._runs / work.entry.name, work.before
         now = record.circumstances(entry.config, self._device, self._threads)
         machines = dict.fromkeys([*filter(None, before.get("machine", "").split("; ")), now["machine"]])

@@ -71,6 +71,7 @@ def read(path: Path) -> list[Entry]:
         raise UserMistake(f"{path} lists no runs; give a line with the columns {', '.join(COLUMNS)}, and one for each")
     _check_head(path, cells[0])
     entries: dict[tuple[str, str, int], Entry] = {}
+    names: set[str] = set()
     for (number, _), row in zip(lines[1:], cells[1:]):
         try:
             entry = _entry(dict(zip(cells[0], row)), too_many=row[len(cells[0]) :])
@@ -82,9 +83,10 @@ def read(path: Path) -> list[Entry]:
             raise UserMistake(
                 f"{path}, line {number}: seed {seed} of {task} with {method} is there already; leave one out"
             )
-        if any(entry.name == other.name for other in entries.values()):
-            raise UserMistake(f"{path}, line {number}: its folder {entry.name} is that of another line; change one")
+        if (name := entry.name) in names:
+            raise UserMistake(f"{path}, line {number}: its folder {name} is that of another line; change one")
         entries[run] = entry
+        names.add(name)
     if not entries:
         raise UserMistake(f"{path} lists no runs; give a line for each below its columns")
     return list(entries.values())
