@@ -1,13 +1,16 @@
 import contextlib
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from dm_control import suite
 
+import envs
 from dreamer.acting import Memory
 from dreamer.replay import Replay
 from dreamer.rssm import State
@@ -420,3 +423,30 @@ def test_a_real_run(count):
         assert latent.deter.shape == (2, 4, 16) and latent.stoch.shape == (2, 4, 2, 3)
         assert not latent.deter.requires_grad
     assert any(not torch.equal(p, old) for p, old in zip(agent.parameters, before, strict=True))
+
+
+def test_what_is_learned_from_is_what_physics_does():
+    """Each step of a sequence follows from the one before it and its action, by the real task's own equations."""
+    config = tiny.tiny_config(task="dmc/cartpole_swingup", envs=2, frames=240)
+    vector = envs.Vector([partial(envs.make, config.task, repeat=2)] * 2, range(2))
+    agent = tiny.tiny_agent(config, vector)
+    replay = tiny.tiny_replay(config, agent)
+    train(config, agent, vector, replay, Counters(2), [tiny.Silent()], tiny.Unsaved(), tiny.never)
+    task = suite.load("cartpole", "swingup")
+    task.reset()
+    worst = 0.0
+    for _ in range(20):
+        batch, _ = replay.sample(config.replay.batch)
+        position, velocity = (batch.observation[key].double().numpy() for key in ("position", "velocity"))
+        for stream, step in np.argwhere(~batch.is_first[:, 1:].numpy()):
+            x, cosine, sine = position[stream, step]
+            with task.physics.reset_context():
+                task.physics.data.qpos[:] = x, np.arctan2(sine, cosine)
+                task.physics.data.qvel[:] = velocity[stream, step]
+            reward = 0.0
+            for _ in range(2):
+                reward += task.step(batch.prev_action[stream, step + 1].numpy()).reward
+            expected = [*task.physics.bounded_position(), *task.physics.velocity(), reward]
+            found = [*position[stream, step + 1], *velocity[stream, step + 1], batch.reward[stream, step + 1]]
+            worst = max(worst, np.abs(np.subtract(expected, found)).max())
+    assert worst < 1e-4
