@@ -22,7 +22,8 @@ from .dream import Dream, Episode
 from .errors import UserMistake
 from .out_of_view import TASK as COVER
 from .out_of_view import Returns, out_of_view
-from .rssm import State
+from .promise import Promise, promise
+from .rssm import State, stack
 from .spaces import ObservationSpec
 
 HORIZON = 100
@@ -128,6 +129,7 @@ class Diagnosis:
     errors: dict[str, Errors]
     drift: Line  # KL of the posterior with the prior of the dream, nats
     one_step: float  # the same KL where the model has seen all that came before
+    promise: Promise
     values: Values
     ends: Ends
     out_of_view: list[Returns]  # of the task that asks for it, else empty
@@ -203,7 +205,8 @@ def diagnose(
 
     reach = np.array([len(episodes[number]) - 1 - row for number, row in moments])
     here = np.arange(len(moments))
-    state = _gather(episodes, moments)
+    start = _gather(episodes, moments)
+    state = _repeated(start)
     for step in range(1, horizon + 1):
         report(f"{step} of {horizon} steps ahead, from {len(moments)} moments")
         stays = reach[here] >= step
@@ -236,6 +239,7 @@ def diagnose(
         errors={key: each.errors(resample) for key, each in tally.items()},
         drift=resample.line(drift),
         one_step=float(torch.cat(one_step).mean()),
+        promise=promise(dream, episodes, moments, start, horizon, resample),
         values=_values(dream, episodes, agent.world_model.discount, generator),
         ends=_ends(dream, episodes),
         out_of_view=out_of_view(agent, episodes, seed) if task == COVER else [],
@@ -262,10 +266,13 @@ def _posterior(dream: Dream, episode: Episode) -> Tensor:
 
 
 def _gather(episodes: Sequence[Episode], moments: Sequence[tuple[int, int]]) -> State:
-    """The posterior states of moments, DREAMS times each."""
-    deter = torch.stack([episodes[number].state.deter[row] for number, row in moments])
-    stoch = torch.stack([episodes[number].state.stoch[row] for number, row in moments])
-    return State(deter.repeat_interleave(DREAMS, 0), stoch.repeat_interleave(DREAMS, 0))
+    """The posterior states (N, ...) of moments."""
+    return stack([State(*(each[row] for each in episodes[number].state)) for number, row in moments])
+
+
+def _repeated(state: State) -> State:
+    """Each of the states DREAMS times."""
+    return State(state.deter.repeat_interleave(DREAMS, 0), state.stoch.repeat_interleave(DREAMS, 0))
 
 
 def _read(dream: Dream, state: State, here: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
@@ -450,7 +457,7 @@ def _ends(dream: Dream, episodes: Sequence[Episode]) -> Ends:
     others = [each[: len(each) - episode.is_terminal] for each, episode in zip(goes_on, episodes)]
     expected = float("nan")
     if ended:
-        before = _gather(ended, [(i, len(episode) - 2) for i, episode in enumerate(ended)])
+        before = _repeated(_gather(ended, [(i, len(episode) - 2) for i, episode in enumerate(ended)]))
         actions = torch.stack([episode.action[-2] for episode in ended]).repeat_interleave(DREAMS, 0)
         expected = float(dream.outcome(dream.step(before, actions))[1].mean())
     return Ends(

@@ -15,6 +15,7 @@ from .diagnose import DREAMS, GOES_ON, REWARD, Diagnosis, Errors
 
 SHOWN = (1, 2, 5, 10, 15, 20, 50, 100)
 LISTED = 12  # numbers of a vector
+NEGLIGIBLE = 0.01  # of a reward
 MODEL, SINGLE, REPEAT, MEAN, IMPLIED = "#D55E00", "#E69F00", "#56B4E9", "#888888", "#000000"
 
 
@@ -41,6 +42,9 @@ def numbers(found: Diagnosis) -> str:
         row("  a single dream", errors.single.mean)
         row("  what was seen last", errors.repeat.mean)
         row("  the mean", errors.mean.mean)
+    lines.append("reward that comes")
+    row("  in the policy's dreams", found.promise.dreamed.mean)
+    row("  really", found.promise.came.mean)
     row("latents' KL (nats)", found.drift.mean)
     row("moments", found.moments.astype(float))
     if found.out_of_view:
@@ -68,6 +72,7 @@ def sentences(found: Diagnosis) -> list[str]:
             f"{ratio} times their error"
         )
     values, ends = found.values, found.ends
+    lines.append(_promise(found, at))
     lines.append(
         f"Latents: KL {found.one_step:.3g} nats with all seen, {found.drift.mean[at]:.3g} at {at + 1} steps ahead."
     )
@@ -128,6 +133,26 @@ def _trust(errors: Errors, horizon: int) -> str:
     )
 
 
+def _promise(found: Diagnosis, at: int) -> str:
+    """What the policy's dreams promise at the last step of imagination, and as far ahead as can be judged."""
+    more = found.promise.more
+    judged = np.flatnonzero(~np.isnan(more.low))
+    if not len(judged):
+        return "Promise: too few episodes to tell whether the policy's own dreams hold the reward that comes."
+    last = judged[-1]
+    little = NEGLIGIBLE * abs(found.promise.came.mean[last])
+    kind = "the reward that comes"
+    if min(more.low[last], more.mean[last] - little) > 0:
+        kind = "more reward than comes"
+    elif max(more.high[last], more.mean[last] + little) < 0:
+        kind = "less reward than comes"
+    differences = ", ".join(
+        f"{more.mean[i]:+.2g} ({more.low[i]:+.2g} to {more.high[i]:+.2g}) {i + 1} steps ahead"
+        for i in sorted({at, last} & {*judged})
+    )
+    return f"Promise: the policy's own dreams hold {kind}: {differences}, in reward a step."
+
+
 def _rate(errors: Errors, found: Diagnosis) -> str:
     if errors.is_constant or not errors.trusted or math.isnan(errors.rate):
         return ""
@@ -162,6 +187,9 @@ def page(found: Diagnosis) -> str:
          "moment, those between which the truth lies in 90 and in 50 of 100 cases, if they are right about it."),
         ("Drift of the latents", _figure(_drift, found), "KL from what the model makes of the real observation to what "
          "the dream expected of it, in nats."),
+        ("What the policy's dreams promise", _figure(_promised, found), "The reward of each step ahead where the "
+         "policy acts in the dream, and what came when it really acted from the same moments. Where the dreams promise "
+         "more, the policy lives off mistakes of its model."),
         ("Value", _figure(_value, found), "Rows sorted by the return that was predicted for them, in groups of equal "
          "size, against the discounted return that followed."),
     ]  # fmt: skip
@@ -285,6 +313,15 @@ def _drift(figure: Any, found: Diagnosis) -> None:
     panel.axhline(found.one_step, color=MEAN, lw=1.2, label="with all seen, one step ahead")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("KL, nats")
+    _mark(panel, found)
+    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
+
+
+def _promised(figure: Any, found: Diagnosis) -> None:
+    (panel,) = _panels(figure, 1)
+    _line(panel, found.promise.dreamed, MODEL, "in the policy's dreams")
+    _line(panel, found.promise.came, IMPLIED, "really")
+    panel.set_ylabel("reward a step")
     _mark(panel, found)
     panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
 

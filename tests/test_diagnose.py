@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -14,11 +15,13 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 from dreamer import diagnose as diagnosis
 from dreamer import out_of_view, report
+from dreamer.bootstrap import Line, Resample
 from dreamer.cli import main
 from dreamer.diagnose import DREAMS, compounded, diagnose
 from dreamer.dream import Episode, Moment
 from dreamer.errors import UserMistake
 from dreamer.out_of_view import returns
+from dreamer.promise import Promise, promise
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 from envs.cover import Cover, visible
@@ -61,6 +64,9 @@ class World:
 
     def step(self, state, action):
         return State(state.deter + torch.tensor([0, 1, 1]), state.stoch)
+
+    def act(self, state):
+        return torch.zeros(len(state.deter), 1)
 
     def read(self, state):
         number, time, ahead = state.deter.T[:3]
@@ -164,7 +170,7 @@ class Rare(World):
             episode.reward[:] = may & (generator.random(ROWS) < 0.4)
 
     def read(self, state):
-        number, time = state.deter[:, 0].long(), state.deter[:, 1].long()
+        number, time = state.deter[:, 0].long(), state.deter[:, 1].long().clamp(max=ROWS - 1)
         return super().read(state)._replace(reward=0.4 * torch.tensor(self.may)[number, time].double())
 
 
@@ -246,6 +252,59 @@ def test_drift_is_the_divergence_from_what_was_expected(monkeypatch):
     expected = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
     np.testing.assert_allclose(result.drift.mean, expected, rtol=1e-5)
     assert result.one_step == pytest.approx(expected)
+
+
+def test_what_the_policy_s_dreams_promise(monkeypatch):
+    promise = found(monkeypatch, World()).promise
+    np.testing.assert_allclose(promise.more.mean, 0, atol=1e-6)
+    assert np.isfinite(promise.came.mean).all() and not np.allclose(promise.came.mean, 0, atol=0.05)
+    # From 12 steps ahead on it dreams of no reward at all.
+    promise = found(monkeypatch, World(fades=12)).promise
+    np.testing.assert_allclose(promise.more.mean[:11], 0, atol=1e-6)
+    np.testing.assert_allclose(promise.dreamed.mean[11:], 0, atol=1e-6)
+    np.testing.assert_allclose(promise.more.mean[11:], -promise.came.mean[11:], atol=1e-6)
+
+
+def test_nothing_comes_after_an_end_and_nobody_knows_what_comes_after_a_cut():
+    state = State(torch.zeros(1, 1), torch.zeros(1, 1, 2))
+    rewards = np.array([0, 1, 2, 3], np.float32)
+
+    class Hopeful:
+        """Dreams of 5 a step, and that each is the last one in half of the cases."""
+
+        act = staticmethod(lambda state: None)
+        step = staticmethod(lambda state, action: state)
+        outcome = staticmethod(lambda state: (torch.tensor([5.0]), torch.tensor([0.5])))
+
+    def of(is_terminal):
+        episode = Episode({}, rewards, torch.zeros(4, 1), state, True, is_terminal)
+        resample = Resample(np.zeros(1, int), 1, np.random.default_rng(0))
+        return promise(Hopeful, [episode], [(0, 1)], state, 4, resample)
+
+    ended, cut = of(True), of(False)
+    np.testing.assert_array_equal(ended.came.mean, [2, 3, 0, 0])
+    np.testing.assert_array_equal(ended.dreamed.mean, [5, 2.5, 1.25, 0.625])
+    np.testing.assert_array_equal(ended.more.mean, [3, -0.5, 1.25, 0.625])
+    np.testing.assert_array_equal(cut.came.mean, [2, 3, np.nan, np.nan])
+    np.testing.assert_array_equal(cut.more.mean, [3, -0.5, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (0.2, 0.1, 0.3, "more reward than comes: +0.2 (+0.1 to +0.3) 2 steps ahead, in"),
+        (-0.2, -0.3, -0.1, "less reward than comes: -0.2 (-0.3 to -0.1) 2"),
+        (0.2, -0.1, 0.3, "the reward that comes: +0.2 (-0.1 to +0.3) 2"),
+        (0.001, 0.0005, 0.002, "the reward that comes: +0.001 (+0.0005 to +0.002) 2"),  # too little to speak of
+        (0.2, np.nan, np.nan, "too few episodes to tell"),
+    ],
+)
+def test_the_promise_in_words(mean, low, high, said):
+    def line(value):
+        return Line(*(np.array([value, value])[:2] for value in (value, low, high)))
+
+    promised = Promise(dreamed=line(1 + mean), came=line(1.0), more=line(mean))
+    assert said in report._promise(SimpleNamespace(promise=promised), 1)
 
 
 def test_values_are_held_against_what_followed(monkeypatch):
@@ -337,11 +396,11 @@ def test_the_command(tmp_path):
     for words in ("Trusted horizon:", "screen, error (of 255)", "dial, error", "panel/key, error (share wrong)"):
         assert words in result.stdout
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 5 and "http" not in text and "mixed:Signals" in text
+    assert text.count("data:image/png;base64,") == 6 and "http" not in text and "mixed:Signals" in text
     if shutil.which("chromium"):
         with Browser(page.as_uri()) as opened:
             opened.until("document.readyState === 'complete'")
-            assert opened.get("[...document.images].map(image => image.naturalWidth > 300)") == [True] * 5
+            assert opened.get("[...document.images].map(image => image.naturalWidth > 300)") == [True] * 6
             assert "Trusted horizon" in opened.get("document.querySelector('.verdict').textContent")
             assert opened.errors == []
     data = json.loads(CliRunner().invoke(main, ["diagnose", *options, "--json"]).stdout)
