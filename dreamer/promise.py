@@ -17,6 +17,7 @@ class Promise:
     dreamed: Line
     came: Line
     more: Line  # the first less the second
+    overall: Line  # the same of all steps together, as if it were one
 
 
 def promise(
@@ -36,7 +37,9 @@ def promise(
     """
     came = np.stack([_came(episodes[number], row, horizon) for number, row in moments])
     dreamed = np.where(np.isnan(came), np.nan, _dreamed(dream, start, horizon))
-    return Promise(resample.line(dreamed), resample.line(came), resample.line(dreamed - came))
+    more = dreamed - came
+    overall = np.nanmean(more, 1, keepdims=True)
+    return Promise(*(resample.line(values) for values in (dreamed, came, more, overall)))
 
 
 def _came(episode: Episode, row: int, horizon: int) -> np.ndarray:

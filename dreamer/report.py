@@ -134,23 +134,26 @@ def _trust(errors: Errors, horizon: int) -> str:
 
 
 def _promise(found: Diagnosis, at: int) -> str:
-    """What the policy's dreams promise at the last step of imagination, and as far ahead as can be judged."""
-    more = found.promise.more
-    judged = np.flatnonzero(~np.isnan(more.low))
-    if not len(judged):
+    """What the policy's dreams promise at the last step of imagination, and over all steps."""
+    promise = found.promise
+    if np.isnan(promise.overall.low[0]):
         return "Promise: too few episodes to tell whether the policy's own dreams hold the reward that comes."
-    last = judged[-1]
-    little = NEGLIGIBLE * abs(found.promise.came.mean[last])
-    kind = "the reward that comes"
-    if min(more.low[last], more.mean[last] - little) > 0:
-        kind = "more reward than comes"
-    elif max(more.high[last], more.mean[last] + little) < 0:
-        kind = "less reward than comes"
-    differences = ", ".join(
-        f"{more.mean[i]:+.2g} ({more.low[i]:+.2g} to {more.high[i]:+.2g}) {i + 1} steps ahead"
-        for i in sorted({at, last} & {*judged})
+    (mean,), (low,), (high,) = promise.overall.mean, promise.overall.low, promise.overall.high
+    kind = f"{'more' if mean > 0 else 'less'} reward than comes"
+    if low <= 0 <= high or abs(mean) < NEGLIGIBLE * np.nanmean(np.abs(promise.came.mean)):
+        kind = "the reward that comes"
+    ahead = ""
+    if not np.isnan(promise.more.low[at]):
+        ahead = f"{_difference(promise.more, at)} {at + 1} steps ahead, "
+    steps = int((~np.isnan(promise.came.mean)).sum())
+    return (
+        f"Promise: the policy's own dreams hold {kind}: {ahead}{_difference(promise.overall, 0)} on the mean of "
+        f"{steps} steps, in reward a step."
     )
-    return f"Promise: the policy's own dreams hold {kind}: {differences}, in reward a step."
+
+
+def _difference(line: Line, i: int) -> str:
+    return f"{line.mean[i]:+.2g} ({line.low[i]:+.2g} to {line.high[i]:+.2g})"
 
 
 def _rate(errors: Errors, found: Diagnosis) -> str:

@@ -285,25 +285,35 @@ def test_nothing_comes_after_an_end_and_nobody_knows_what_comes_after_a_cut():
     np.testing.assert_array_equal(ended.came.mean, [2, 3, 0, 0])
     np.testing.assert_array_equal(ended.dreamed.mean, [5, 2.5, 1.25, 0.625])
     np.testing.assert_array_equal(ended.more.mean, [3, -0.5, 1.25, 0.625])
+    np.testing.assert_array_equal(ended.overall.mean, [1.09375])
     np.testing.assert_array_equal(cut.came.mean, [2, 3, np.nan, np.nan])
     np.testing.assert_array_equal(cut.more.mean, [3, -0.5, np.nan, np.nan])
+    np.testing.assert_array_equal(cut.overall.mean, [1.25])
 
 
 @pytest.mark.parametrize(
     ("mean", "low", "high", "said"),
     [
-        (0.2, 0.1, 0.3, "more reward than comes: +0.2 (+0.1 to +0.3) 2 steps ahead, in"),
-        (-0.2, -0.3, -0.1, "less reward than comes: -0.2 (-0.3 to -0.1) 2"),
-        (0.2, -0.1, 0.3, "the reward that comes: +0.2 (-0.1 to +0.3) 2"),
-        (0.001, 0.0005, 0.002, "the reward that comes: +0.001 (+0.0005 to +0.002) 2"),  # too little to speak of
+        (
+            0.2,
+            0.1,
+            0.3,
+            "more reward than comes: +0.4 (+0.2 to +0.6) 2 steps ahead, +0.2 (+0.1 to +0.3) on the mean of 3",
+        ),
+        (-0.2, -0.3, -0.1, "less reward than comes: -0.4 (-0.6 to -0.2) 2 steps ahead, -0.2"),
+        (0.2, -0.1, 0.3, "the reward that comes: +0.4 (-0.2 to +0.6) 2 steps ahead, +0.2"),
+        (0.001, 0.0005, 0.002, "the reward that comes: +0.002"),  # too little to speak of
         (0.2, np.nan, np.nan, "too few episodes to tell"),
     ],
 )
 def test_the_promise_in_words(mean, low, high, said):
-    def line(value):
-        return Line(*(np.array([value, value])[:2] for value in (value, low, high)))
-
-    promised = Promise(dreamed=line(1 + mean), came=line(1.0), more=line(mean))
+    twice = np.array([1, 2, 1])
+    promised = Promise(
+        dreamed=Line(mean + np.ones(3), np.ones(3), np.ones(3)),
+        came=Line(np.ones(3), np.ones(3), np.ones(3)),
+        more=Line(mean * twice, low * twice, high * twice),
+        overall=Line(*(np.array([each]) for each in (mean, low, high))),
+    )
     assert said in report._promise(SimpleNamespace(promise=promised), 1)
 
 
