@@ -425,28 +425,40 @@ def test_a_real_run(count):
     assert any(not torch.equal(p, old) for p, old in zip(agent.parameters, before, strict=True))
 
 
+def placed(physics, seen, stream, step):
+    """Walker's physics as it was at a step; orientations are cosine and sine of seven bodies' angles."""
+    cosine, sine = seen["orientations"][stream, step].reshape(7, 2).T
+    torso, *legs = np.arctan2(sine, cosine)
+    joints = [torso]
+    for above, part in zip((torso, *legs[:2], torso, *legs[3:5]), legs):  # thigh, leg, foot, on the right and the left
+        joints.append((above - part + np.pi) % (2 * np.pi) - np.pi)
+    with physics.reset_context():
+        physics.data.qpos[:] = 0
+    height = seen["height"][stream, step, 0] - physics.torso_height()
+    with physics.reset_context():
+        physics.data.qpos[:] = height, 0, *joints
+        physics.data.qvel[:] = seen["velocity"][stream, step]
+
+
 def test_what_is_learned_from_is_what_physics_does():
-    """Each step of a sequence follows from the one before it and its action, by the real task's own equations."""
-    config = tiny.tiny_config(task="dmc/cartpole_swingup", envs=2, frames=240)
+    """Each step of a sequence follows from the one before it and its action, by the real walker's own equations."""
+    config = tiny.tiny_config(task="dmc/walker_walk", envs=2, frames=240)
     vector = envs.Vector([partial(envs.make, config.task, repeat=2)] * 2, range(2))
     agent = tiny.tiny_agent(config, vector)
     replay = tiny.tiny_replay(config, agent)
     train(config, agent, vector, replay, Counters(2), [tiny.Silent()], tiny.Unsaved(), tiny.never)
-    task = suite.load("cartpole", "swingup")
-    task.reset()
+    walker = suite.load("walker", "walk")
+    walker.reset()
     worst = 0.0
     for _ in range(20):
         batch, _ = replay.sample(config.replay.batch)
-        position, velocity = (batch.observation[key].double().numpy() for key in ("position", "velocity"))
+        seen = {key: value.double().numpy() for key, value in batch.observation.items()}
         for stream, step in np.argwhere(~batch.is_first[:, 1:].numpy()):
-            x, cosine, sine = position[stream, step]
-            with task.physics.reset_context():
-                task.physics.data.qpos[:] = x, np.arctan2(sine, cosine)
-                task.physics.data.qvel[:] = velocity[stream, step]
-            reward = 0.0
-            for _ in range(2):
-                reward += task.step(batch.prev_action[stream, step + 1].numpy()).reward
-            expected = [*task.physics.bounded_position(), *task.physics.velocity(), reward]
-            found = [*position[stream, step + 1], *velocity[stream, step + 1], batch.reward[stream, step + 1]]
-            worst = max(worst, np.abs(np.subtract(expected, found)).max())
+            placed(walker.physics, seen, stream, step)
+            reward = sum(walker.step(batch.prev_action[stream, step + 1].numpy()).reward for _ in range(2))
+            expected = [*walker.physics.orientations(), *walker.physics.velocity(), reward]
+            found = [seen[key][stream, step + 1] for key in ("orientations", "velocity")]
+            worst = max(
+                worst, np.abs(np.subtract(expected, [*np.concatenate(found), batch.reward[stream, step + 1]])).max()
+            )
     assert worst < 1e-4
