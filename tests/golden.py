@@ -9,6 +9,7 @@ import dreamer.agent
 from dreamer import distributions as dist
 from dreamer.agent import Agent
 from dreamer.replay import Batch
+from dreamer.rssm import State
 
 LOSSES = {
     "reward": "rew",
@@ -45,6 +46,18 @@ class Golden:
     def __getitem__(self, name: str) -> torch.Tensor:
         value = torch.from_numpy(np.array(self._figures[name]))
         return value.float() if value.is_floating_point() else value
+
+    def batch(self, observation: dict[str, torch.Tensor], prev_action: torch.Tensor) -> Batch:
+        """What the losses are of, given the parts whose layout is the problem's own."""
+        return Batch(
+            observation=observation,
+            prev_action=prev_action,
+            reward=self["batch/reward"],
+            is_first=self["batch/is_first"],
+            is_last=self["batch/is_last"],
+            is_terminal=self["batch/is_terminal"],
+            start=State(self["carry/deter"], self["carry/stoch"]),
+        )
 
     def parameter(self, prefix: str, theirs: str) -> torch.Tensor:
         """A parameter of the reference, or its gradient, in our layout."""

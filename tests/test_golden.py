@@ -18,7 +18,6 @@ from dreamer.config import make_config
 from dreamer.imagination import Noise
 from dreamer.machine import why_not_compile
 from dreamer.replay import Batch
-from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 
 DETER, STOCH, CLASSES = 64, 4, 5
@@ -84,15 +83,8 @@ def agent(request, batch) -> Agent:
 
 @pytest.fixture
 def batch() -> Batch:
-    return Batch(
-        observation={key: GOLDEN[f"batch/{key}"] for key in ("position", "velocity")},
-        prev_action=GOLDEN["batch/prev_action"],
-        reward=GOLDEN["batch/reward"],
-        is_first=GOLDEN["batch/is_first"],
-        is_last=GOLDEN["batch/is_last"],
-        is_terminal=GOLDEN["batch/is_terminal"],
-        start=State(GOLDEN["carry/deter"], GOLDEN["carry/stoch"]),
-    )
+    observation = {key: GOLDEN[f"batch/{key}"] for key in ("position", "velocity")}
+    return GOLDEN.batch(observation, GOLDEN["batch/prev_action"])
 
 
 def test_forward(agent, batch):

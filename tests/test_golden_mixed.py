@@ -17,8 +17,6 @@ from dreamer import distributions as dist
 from dreamer.agent import Agent
 from dreamer.config import make_config
 from dreamer.imagination import Noise
-from dreamer.replay import Batch
-from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 
 STOCH, CLASSES, HORIZON = 4, 5, 4
@@ -72,20 +70,13 @@ def agent():
 def batch():
     images = GOLDEN["batch/tiles"].repeat_interleave(8, 2).repeat_interleave(8, 3)
     move = F.one_hot(GOLDEN["batch/prev_action/move"].long(), 3).float()
-    return Batch(
-        observation={
-            "camera": images[..., :3],
-            "map": images[..., 3:],
-            "dial": GOLDEN["batch/dial"],
-            "keys": GOLDEN["batch/keys"].long(),
-        },
-        prev_action=torch.cat([move, GOLDEN["batch/prev_action/turn"]], -1),
-        reward=GOLDEN["batch/reward"],
-        is_first=GOLDEN["batch/is_first"],
-        is_last=GOLDEN["batch/is_last"],
-        is_terminal=GOLDEN["batch/is_terminal"],
-        start=State(GOLDEN["carry/deter"], GOLDEN["carry/stoch"]),
-    )
+    observation = {
+        "camera": images[..., :3],
+        "map": images[..., 3:],
+        "dial": GOLDEN["batch/dial"],
+        "keys": GOLDEN["batch/keys"].long(),
+    }
+    return GOLDEN.batch(observation, torch.cat([move, GOLDEN["batch/prev_action/turn"]], -1))
 
 
 def test_forward(agent, batch):
