@@ -487,13 +487,13 @@ def test_to_be_stopped_for_a_while_is_not_to_hang(own):
     script = start_script(
         own,
         "factories = [functools.partial(factory, sleeps=0.5) for factory in factories]\n"
-        "vector = envs.Vector(factories, [0, 1], processes=True, patience=1.5); pids(); say('steps'); say(*pids())",
+        "vector = envs.Vector(factories, [0, 1], processes=True, patience=5); pids(); say('steps'); say(*pids())",
         start_new_session=True,
     )
     assert script.stdout.readline() == "steps\n"
     time.sleep(0.1)
     os.killpg(script.pid, signal.SIGSTOP)
-    time.sleep(2)
+    time.sleep(5.5)
     os.killpg(script.pid, signal.SIGCONT)
     out, err = script.communicate()
     assert len(out.split()) == 2 and err == ""
