@@ -1,4 +1,8 @@
-"""Whether a policy lives off the mistakes of its model: what its own dreams promise, held against what came."""
+"""Whether a policy lives off the mistakes of its model: what its own dreams promise, held against what came.
+
+Unlike the forecasts of `diagnose.py`, which are told the real actions, these dreams are the policy's: it acts in them
+as in training (paper eq. 4), so it may go where it really did not.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +16,12 @@ from .rssm import State
 
 @dataclass(frozen=True)
 class Promise:
-    """Reward a step by the steps ahead, the policy acting; nothing comes after an end."""
+    """Reward a step by the steps ahead, 0 after an end; NaN where no moment was watched so far."""
 
-    dreamed: Line
-    came: Line
-    more: Line  # the first less the second
-    overall: Line  # the same of all steps together, as if it were one
+    dreamed: Line  # (H,)
+    came: Line  # (H,)
+    more: Line  # (H,) the first less the second
+    overall: Line  # (1,) the same, every step of every moment counted once
 
 
 def promise(
@@ -28,18 +32,27 @@ def promise(
     horizon: int,
     resample: Resample,
 ) -> Promise:
-    """One dream from each of N moments, in which the policy acts as it did in the episode.
+    """One dream from each of N moments, in which the policy acts anew, beside what came after that moment.
+
+    A dream has ended by a step with the chance that its model gives; its reward there counts by the rest. Where an
+    episode was cut, neither is counted from there on.
 
     Args:
-        moments: (N,) an episode and a row of it.
+        dream: of the agent that has played the episodes.
+        episodes: that were played.
+        moments: (N,) an episode and a row of it, not its last.
         start: (N, ...) the posterior states there.
         horizon: H steps.
+        resample: over the episodes of the moments.
+
+    Returns:
+        Means over the moments, with intervals of 95 %.
     """
     came = np.stack([_came(episodes[number], row, horizon) for number, row in moments])
     dreamed = np.where(np.isnan(came), np.nan, _dreamed(dream, start, horizon))
     more = dreamed - came
-    overall = np.nanmean(more, 1, keepdims=True)
-    return Promise(*(resample.line(values) for values in (dreamed, came, more, overall)))
+    overall = resample.line(np.nansum(more, 1, keepdims=True), (~np.isnan(more)).sum(1, keepdims=True))
+    return Promise(resample.line(dreamed), resample.line(came), resample.line(more), overall)
 
 
 def _came(episode: Episode, row: int, horizon: int) -> np.ndarray:

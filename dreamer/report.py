@@ -15,7 +15,8 @@ from .diagnose import DREAMS, GOES_ON, REWARD, Diagnosis, Errors
 
 SHOWN = (1, 2, 5, 10, 15, 20, 50, 100)
 LISTED = 12  # numbers of a vector
-NEGLIGIBLE = 0.01  # of a reward
+NEGLIGIBLE = 0.01  # of the reward that comes
+LITTLE = 1e-3  # reward a step, where next to none comes
 MODEL, SINGLE, REPEAT, MEAN, IMPLIED = "#D55E00", "#E69F00", "#56B4E9", "#888888", "#000000"
 
 
@@ -25,7 +26,7 @@ def table(found: Diagnosis) -> str:
 
 
 def numbers(found: Diagnosis) -> str:
-    """Errors, drift and memory by the steps ahead."""
+    """Errors, rewards, drift and memory by the steps ahead."""
     shown = [step for step in SHOWN if step <= len(found.moments)]
     lines = [
         f"{found.task}: {found.episodes} episodes, {found.rows:,} rows, {found.moments[0]} moments to look ahead from",
@@ -42,9 +43,9 @@ def numbers(found: Diagnosis) -> str:
         row("  a single dream", errors.single.mean)
         row("  what was seen last", errors.repeat.mean)
         row("  the mean", errors.mean.mean)
-    lines.append("reward that comes")
-    row("  in the policy's dreams", found.promise.dreamed.mean)
-    row("  really", found.promise.came.mean)
+    lines.append("reward a step")
+    row("  the policy's dreams", found.promise.dreamed.mean)
+    row("  what came", found.promise.came.mean)
     row("latents' KL (nats)", found.drift.mean)
     row("moments", found.moments.astype(float))
     if found.out_of_view:
@@ -134,22 +135,22 @@ def _trust(errors: Errors, horizon: int) -> str:
 
 
 def _promise(found: Diagnosis, at: int) -> str:
-    """What the policy's dreams promise at the last step of imagination, and over all steps."""
+    """What the policy's dreams promise over all steps, and at the last one of imagination."""
     promise = found.promise
     if np.isnan(promise.overall.low[0]):
         return "Promise: too few episodes to tell whether the policy's own dreams hold the reward that comes."
-    (mean,), (low,), (high,) = promise.overall.mean, promise.overall.low, promise.overall.high
-    kind = f"{'more' if mean > 0 else 'less'} reward than comes"
-    if low <= 0 <= high or abs(mean) < NEGLIGIBLE * np.nanmean(np.abs(promise.came.mean)):
-        kind = "the reward that comes"
+    (low,), (high,) = promise.overall.low, promise.overall.high
+    dreams, steps = "the policy's own dreams hold", int((~np.isnan(promise.came.mean)).sum())
+    if max(-low, high) <= max(LITTLE, NEGLIGIBLE * np.nanmean(np.abs(promise.came.mean))):
+        said = f"{dreams} the reward that comes"
+    elif low <= 0 <= high:
+        said = f"it cannot be told whether {dreams} more or less reward than comes"
+    else:
+        said = f"{dreams} {'more' if low > 0 else 'less'} reward than comes"
     ahead = ""
     if not np.isnan(promise.more.low[at]):
-        ahead = f"{_difference(promise.more, at)} {at + 1} steps ahead, "
-    steps = int((~np.isnan(promise.came.mean)).sum())
-    return (
-        f"Promise: the policy's own dreams hold {kind}: {ahead}{_difference(promise.overall, 0)} on the mean of "
-        f"{steps} steps, in reward a step."
-    )
+        ahead = f"; {at + 1} steps ahead {_difference(promise.more, at)}"
+    return f"Promise: over {steps} steps {said}, {_difference(promise.overall, 0)} a step{ahead}."
 
 
 def _difference(line: Line, i: int) -> str:

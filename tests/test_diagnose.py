@@ -266,22 +266,22 @@ def test_what_the_policy_s_dreams_promise(monkeypatch):
 
 
 def test_nothing_comes_after_an_end_and_nobody_knows_what_comes_after_a_cut():
-    state = State(torch.zeros(1, 1), torch.zeros(1, 1, 2))
     rewards = np.array([0, 1, 2, 3], np.float32)
 
     class Hopeful:
-        """Dreams of 5 a step, and that each is the last one in half of the cases."""
+        """Does 5, by which its dreams reward it, and each step is the last one in half of the cases."""
 
-        act = staticmethod(lambda state: None)
-        step = staticmethod(lambda state, action: state)
-        outcome = staticmethod(lambda state: (torch.tensor([5.0]), torch.tensor([0.5])))
+        act = staticmethod(lambda state: torch.full((len(state.deter), 1), 5.0))
+        step = staticmethod(lambda state, action: State(action, state.stoch))
+        outcome = staticmethod(lambda state: (state.deter[:, 0], torch.full((len(state.deter),), 0.5)))
 
-    def of(is_terminal):
+    def of(is_terminal, *rows):
+        state = State(torch.zeros(len(rows), 1), torch.zeros(len(rows), 1, 2))
         episode = Episode({}, rewards, torch.zeros(4, 1), state, True, is_terminal)
-        resample = Resample(np.zeros(1, int), 1, np.random.default_rng(0))
-        return promise(Hopeful, [episode], [(0, 1)], state, 4, resample)
+        resample = Resample(np.zeros(len(rows), int), 1, np.random.default_rng(0))
+        return promise(Hopeful, [episode], [(0, row) for row in rows], state, 4, resample)
 
-    ended, cut = of(True), of(False)
+    ended, cut = of(True, 1), of(False, 1)
     np.testing.assert_array_equal(ended.came.mean, [2, 3, 0, 0])
     np.testing.assert_array_equal(ended.dreamed.mean, [5, 2.5, 1.25, 0.625])
     np.testing.assert_array_equal(ended.more.mean, [3, -0.5, 1.25, 0.625])
@@ -289,28 +289,40 @@ def test_nothing_comes_after_an_end_and_nobody_knows_what_comes_after_a_cut():
     np.testing.assert_array_equal(cut.came.mean, [2, 3, np.nan, np.nan])
     np.testing.assert_array_equal(cut.more.mean, [3, -0.5, np.nan, np.nan])
     np.testing.assert_array_equal(cut.overall.mean, [1.25])
+    # 3 and -0.5 from the one moment, 2 from the other: each step counts once, however many its moment has.
+    np.testing.assert_array_equal(of(False, 1, 2).overall.mean, [1.5])
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "high", "said"),
+    ("mean", "low", "high", "came", "said"),
     [
         (
             0.2,
             0.1,
             0.3,
-            "more reward than comes: +0.4 (+0.2 to +0.6) 2 steps ahead, +0.2 (+0.1 to +0.3) on the mean of 3",
+            1,
+            "over 3 steps the policy's own dreams hold more reward than comes, +0.2 (+0.1 to +0.3) a step; 2 steps "
+            "ahead +0.4 (+0.2 to +0.6).",
         ),
-        (-0.2, -0.3, -0.1, "less reward than comes: -0.4 (-0.6 to -0.2) 2 steps ahead, -0.2"),
-        (0.2, -0.1, 0.3, "the reward that comes: +0.4 (-0.2 to +0.6) 2 steps ahead, +0.2"),
-        (0.001, 0.0005, 0.002, "the reward that comes: +0.002"),  # too little to speak of
-        (0.2, np.nan, np.nan, "too few episodes to tell"),
+        (-0.2, -0.3, -0.1, 1, "hold less reward than comes, -0.2 (-0.3 to -0.1) a step; 2 steps ahead -0.4"),
+        (
+            0.2,
+            -0.1,
+            0.3,
+            1,
+            "it cannot be told whether the policy's own dreams hold more or less reward than comes, +0.2",
+        ),
+        (0.001, 0.0005, 0.002, 1, "dreams hold the reward that comes, +0.001"),  # too little to speak of
+        (0.02, 0.01, 0.03, 0.1, "hold more reward than comes"),
+        (1e-6, 5e-7, 2e-6, 0, "dreams hold the reward that comes, +1e-06"),  # where none comes
+        (0.2, np.nan, np.nan, 1, "too few episodes to tell"),
     ],
 )
-def test_the_promise_in_words(mean, low, high, said):
+def test_the_promise_in_words(mean, low, high, came, said):
     twice = np.array([1, 2, 1])
     promised = Promise(
         dreamed=Line(mean + np.ones(3), np.ones(3), np.ones(3)),
-        came=Line(np.ones(3), np.ones(3), np.ones(3)),
+        came=Line(came * np.ones(3), np.ones(3), np.ones(3)),
         more=Line(mean * twice, low * twice, high * twice),
         overall=Line(*(np.array([each]) for each in (mean, low, high))),
     )
