@@ -267,8 +267,13 @@ class Batch:
                 process.wait()
         if process.returncode and not stopped:
             self._failed.append(entry.name)
-            self._say(f"{entry.name} ended by an error: see {self._runs / f'{entry.name}.txt'}")
+            text = self._runs / f"{entry.name}.txt"
+            self._say(f"{entry.name} ended by an error, see {text}: {_last_line(text)}")
         return not process.returncode
+
+
+def _last_line(path: Path) -> str:
+    return next((line for line in reversed(path.read_text(errors="replace").splitlines()) if line.strip()), "")
 
 
 def standing(folder: Path, entry: Entry) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -491,12 +492,15 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     import signal
 
     from .batch import Batch
+    from .errors import UserMistake
     from .logger import Terminal
     from .stopping import asking
     from .worklist import read
 
     for name in asking():  # a shell that starts it in the background has it ignore the first
         signal.signal(name, signal.default_int_handler)
+    if minutes is not None and math.isnan(minutes):
+        raise UserMistake("--minutes nan is no time; give a number above 0, or leave it out")
     entries = read(file)
     for task in dict.fromkeys(entry.task for entry in entries):
         own_envs().check_name(task)

@@ -141,7 +141,7 @@ def to_json(found: Sequence[Result]) -> dict[str, Any]:
     return {
         "results": [asdict(result) | {"mean": result.mean, "normalized": result.normalized} for result in found],
         "aggregates": [
-            {"method": method, "scale": scale, "tasks": len(mine)} | asdict(value)
+            {"method": method, "scale": scale, "tasks": len(mine), "frames": spanned(mine)} | asdict(value)
             for (method, scale), mine in comparable(found).items()
             for value in aggregates(mine)
         ],
@@ -157,6 +157,12 @@ def comparable(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
             scale = "human-normalised" if suite.startswith("atari") else "scores as a share of 1000"
             groups.setdefault((result.method, f"{suite}, {scale}"), []).append(result)
     return {key: mine for key, mine in groups.items() if sum(len(result.scores) for result in mine) > 1}
+
+
+def spanned(found: Sequence[Result]) -> tuple[int, int]:
+    """The fewest and the most frames that results are at."""
+    frames = [result.frames for result in found]
+    return min(frames), max(frames)
 
 
 def table(found: Sequence[Result]) -> str:
@@ -178,7 +184,9 @@ def table(found: Sequence[Result]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     for (method, scale), mine in comparable(found).items():
-        lines.append(f"\n{method}, {scale}, over {len(mine)} task{'s' * (len(mine) > 1)}:")
+        low, high = spanned(mine)
+        where = f"{low:,} frames" if low == high else f"{low:,} to {high:,} frames; --frames N sets them all to one"
+        lines.append(f"\n{method}, {scale}, over {len(mine)} task{'s' * (len(mine) > 1)} at {where}:")
         for value in aggregates(mine):
             interval = f" (95% interval {value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
             lines.append(f"  {value.name:<18} {value.value:.3f}{interval}")

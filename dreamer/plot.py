@@ -22,8 +22,8 @@ STYLES = ("-", "-.", ":")  # for more than these
 PUBLISHED, BASELINE = "#555555", "#AAAAAA"
 COLUMNS = 4  # at most
 SIZE = (4.2, 3.0)  # inches of a panel
-LEGEND = 0.9  # inches below them
-LETTERS = 17  # of the legend's font, to an inch
+LETTERS, LETTER_HEIGHT = 17, 0.15  # of the legend's font: how many to an inch, and inches from line to line
+PPO, DREAMER = "PPO, published", "DreamerV3, published"
 EXPLAINED = (
     "lines: mean of the episodes in the last 10 or 15 % of the frames, as published; thin: a seed that went on",
     "dots: single episodes; shaded: from the lowest to the highest seed",
@@ -115,9 +115,14 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         "axes.spines.right": False,
         "svg.hashsalt": "dreamer",  # the same picture is the same file
     }
+    ncols, letters = 1 if columns == 1 else 2, int(LETTERS * SIZE[0] * columns)
+    explained = "\n".join(textwrap.fill(line, letters) for line in EXPLAINED)
+    wrapped = {method: textwrap.fill(method, letters // ncols - 12) for method in methods}
+    names = sum(name.count("\n") + 1.4 for name in [PPO, DREAMER, *wrapped.values()])  # with the gaps between them
+    height = SIZE[1] * rows + LETTER_HEIGHT * (explained.count("\n") + 1 + math.ceil(names / ncols))
     with matplotlib.rc_context(style):
         figure, axes = pyplot.subplots(
-            rows, columns, figsize=(SIZE[0] * columns, SIZE[1] * rows + LEGEND), squeeze=False, layout="constrained"
+            rows, columns, figsize=(SIZE[0] * columns, height), squeeze=False, layout="constrained"
         )
         for i, (panel, (task, runs)) in enumerate(zip(axes.flat, tasks.items())):
             _draw_panel(panel, task, runs, looks)
@@ -126,15 +131,14 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         for panel in list(axes.flat)[len(tasks) :]:
             panel.set_visible(False)
         named = {name: line for panel in axes.flat for line, name in zip(*panel.get_legend_handles_labels())}
-        ncols, letters = 1 if columns == 1 else 2, int(LETTERS * SIZE[0] * columns)
         figure.legend(
             named.values(),
-            [textwrap.fill(name, letters // ncols - 12) for name in named],
+            [wrapped.get(name, name) for name in named],
             loc="outside lower center",
             ncols=ncols,
             frameon=False,
             fontsize=7.5,
-            title="\n".join(textwrap.fill(line, letters) for line in EXPLAINED),
+            title=explained,
             title_fontsize=7.5,
         )
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
@@ -148,9 +152,9 @@ def _draw_panel(panel: Any, task: str, curves: list[Curve], looks: dict[str, tup
     # As far as the first published score, for a run that is not there yet.
     right = 1.02 * max([curve.last for curve in curves] + [bands[0].frames for bands in (baseline, agent) if bands])
     if baseline:
-        _draw_bands(panel, baseline, right, "PPO, published", BASELINE)
+        _draw_bands(panel, baseline, right, PPO, BASELINE)
     if agent:
-        _draw_bands(panel, agent, right, "DreamerV3, published", PUBLISHED)
+        _draw_bands(panel, agent, right, DREAMER, PUBLISHED)
     for curve in curves:
         panel.plot(curve.frames, curve.scores, ".", color=looks[curve.method][0], alpha=0.5, ms=4, mec="none")
     for line in ours:

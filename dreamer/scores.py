@@ -103,6 +103,8 @@ def episodes(path: Path) -> tuple[np.ndarray, np.ndarray]:
         frames, scores = np.array(pairs, float).reshape(-1, 2).T
         if not np.isfinite(frames).all() or (np.diff(frames) < 0).any():
             raise ValueError("its frames are not in order")
+        if not np.isfinite(scores).all():
+            raise ValueError("a score in it is no number")
     return frames.astype(np.int64), scores
 
 
@@ -229,4 +231,4 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     for line in file.read_text().splitlines():
         with contextlib.suppress(ValueError):  # a line cut short
             found.append(json.loads(line))
-    return found
+    return [line for line in found if isinstance(line, dict)]

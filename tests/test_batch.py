@@ -146,6 +146,8 @@ def test_to_be_stopped_while_it_starts_is_no_failure(tmp_path):
     result = work(tmp_path, path, "--minutes", "0.005")
     assert result.exit_code == 0 and "Time is up: stopping, with a checkpoint each" in result.stderr
     assert "error" not in result.stderr
+    result = work(tmp_path, path, "--minutes", "nan")
+    assert result.exit_code == 2 and "--minutes nan is no time; give a number above 0" in result.stderr
 
 
 def test_the_curve_is_kept_while_a_run_goes_on(tmp_path, monkeypatch):
@@ -179,7 +181,7 @@ def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch)
         lambda self, entry: self._process(entry, ["evaluate", "nowhere"], subprocess.DEVNULL) or None,
     )
     assert make_batch(tmp_path, entry, say=said.append).work() == [entry.name]
-    assert any("ended by an error: see " in line for line in said)
+    assert any("ended by an error, see " in line for line in said)
     place = tmp_path / "results" / entry.name
     made = scores.run_record(place)
     assert made["finished"] and made["evaluation"] is None and scores.read(place).last > 0
@@ -326,8 +328,10 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     result = work(tmp_path, path)
     assert result.exit_code == 1 and "Traceback" not in result.stderr
     broken, good = read(path)
-    assert f"{broken.name} ended by an error: see " in result.stderr
-    assert "dreamer: " in (tmp_path / "runs" / f"{broken.name}.txt").read_text()
+    text = tmp_path / "runs" / f"{broken.name}.txt"
+    why = text.read_text().splitlines()[-1]
+    assert why.startswith("dreamer: ") and "nowhere" in why
+    assert f"{broken.name} ended by an error, see {text}: {why}" in result.stderr
     assert (tmp_path / "results" / good.name / "scores.csv").exists()
 
 

@@ -63,10 +63,23 @@ def test_what_is_no_run_is_said(tmp_path):
     (folder / "scores.csv").write_text("a,b\n1,2\n")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read(folder)
-    for text in ("frames\n1000\n", "frames,score\n1000\n", "frames,score\n2000,1\n1000,1\n", "frames,score\nnan,1\n"):
+    for text in (
+        "frames\n1000\n",
+        "frames,score\n1000\n",
+        "frames,score\n2000,1\n1000,1\n",
+        "frames,score\nnan,1\n",
+        "frames,score\n1,nan\n",
+    ):
         (folder / "scores.csv").write_text(text)
         with pytest.raises(CheckpointError, match="cannot be read"):
             read(folder)
+
+
+def test_a_line_of_something_else_is_left_out(tmp_path):
+    folder = make_run(tmp_path / "run", [(1000, 5.0)])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('\nnull\n[1, 2]\n{"frames": 1500\n' + json.dumps({"frames": 2000, "episode/score": 7}))
+    assert read(folder).scores.tolist() == [5, 7]
 
 
 def test_a_run_has_seen_more_than_its_last_episode(tmp_path):
@@ -261,6 +274,12 @@ def test_compare_from_the_command_line(tmp_path):
     assert {(entry["scale"], entry["tasks"]) for entry in report["aggregates"]} == {
         ("dmc, scores as a share of 1000", 2)
     }
+    assert "as a share of 1000, over 2 tasks at 100,000 frames:" in result.stdout
+    shorter = str(make_run(tmp_path / "shorter", ramp(60_000, 500), task="dmc/cheetah_run"))
+    result = CliRunner().invoke(main, ["compare", *folders, shorter])
+    assert "over 3 tasks at 60,000 to 100,000 frames; --frames N sets them all to one:" in result.stdout
+    report = json.loads(CliRunner().invoke(main, ["compare", *folders, shorter, "--json"]).stdout)
+    assert [entry["frames"] for entry in report["aggregates"]] == [[60_000, 100_000]] * 3
 
 
 # Drawing ---------------------------------------------------------------------------------------------------
@@ -334,6 +353,28 @@ def test_what_is_written_below_a_picture_is_all_in_it(tmp_path):
     draw([read(make_run(tmp_path / "a", ramp(100_000, 500), settings=settings))], tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     assert (picture < 100)[-200:].any() and (picture[:, [0, 1, -2, -1]] == 255).all()
+
+
+def test_many_long_names_leave_the_panel_its_room(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    rooms, save = [], Figure.savefig
+
+    def saved(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        panel = figure.axes[0]
+        label = panel.yaxis.label.get_window_extent()
+        assert label.y0 > 0 and label.y1 < figure.bbox.height
+        rooms.append(panel.get_window_extent().height / figure.dpi)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    runs = [
+        make_curve(ramp(100_000, 500), settings=[f"behavior.horizon={10 + i}", f"optimizer.learning_rate={i + 1}e-3"])
+        for i in range(5)
+    ]
+    draw(runs, tmp_path / "five.png")
+    draw(runs[:1], tmp_path / "one.png")
+    assert min(rooms) > 1.9
 
 
 def test_a_picture_that_cannot_be_drawn(tmp_path):
