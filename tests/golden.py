@@ -1,5 +1,6 @@
 """What the author's implementation has worked through: its parameters by our names, and how close is close."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,13 @@ class Golden:
     """The figures of a problem, which have the reference's names and layouts.
 
     Args:
-        name: of the file.
+        path: of the file.
         latents: width of the flat stochastic part, which is in front of the deterministic one there.
         own: our parameter's name -> the reference's, of the parts that not every problem has.
     """
 
-    def __init__(self, name: str, latents: int, own: dict[str, str]):
-        self._figures = np.load(FOLDER / f"golden_{name}.npz")
+    def __init__(self, path: Path, latents: int, own: dict[str, str]):
+        self._figures = np.load(path)
         self._latents = latents
         self.names = common() | own
         self.slow_names = {
@@ -123,6 +124,16 @@ def common() -> dict[str, str]:
     result |= dense("con/head/logit", "world_model.continuation.out")
     result |= mlp("pol/mlp", "actor_critic.actor.mlp", 3)
     result |= mlp("val/mlp", "actor_critic.critic.mlp", 3) | dense("val/head/logits", "actor_critic.critic.out")
+    return result
+
+
+def vectors(keys: Iterable[str]) -> dict[str, str]:
+    """The same for what is observed as floats, and one action of numbers."""
+    result: dict[str, str] = {}
+    for i, key in enumerate(keys):
+        result |= dense(f"dec/vec/{key}/pred", f"world_model.decoder.vector_heads.{i}")
+    for i, name in enumerate(("mean", "stddev")):
+        result |= dense(f"pol/head/action/{name}", f"actor_critic.actor.heads.0.{i}")
     return result
 
 

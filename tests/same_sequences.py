@@ -1,9 +1,10 @@
 """What agents that begin anew make of a fixed list of sequences, so that another implementation can be given the same.
 
-    PYTHONPATH=. python tests/same_sequences.py runs/FOLDER sequences.npz
+    PYTHONPATH=. python tests/same_sequences.py runs/FOLDER sequences.npz [--first first.npz]
 
-Writes sequences of a run's replay, drawn as in a training, and learns from them in their order, once with each seed.
-Every sequence begins from nothing: what one implementation remembers is of no use to another.
+Writes sequences of a run's replay, drawn uniformly, and learns from them in their order, once with each seed. Every
+sequence begins from nothing: what one implementation remembers is of no use to another. `first.npz` holds the other's
+first parameters, by the names and in the layouts of the author's implementation, for both seeds to begin with.
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ import click
 import numpy as np
 import torch
 import trained
+from golden import Golden, vectors
 
 from dreamer.agent import Agent
 from dreamer.config import make_config
@@ -20,6 +22,7 @@ from dreamer.replay import Batch
 
 EVERY = 100  # updates
 SEEDS = 2
+SEEN = "observation/"
 SHOWN = {
     "KL": "world_model/kl",
     "reward": "loss/reward",
@@ -29,11 +32,11 @@ SHOWN = {
 }
 
 
-def written(replay, batches, path):
+def written(replay, batches, size, path):
     """Keep so many batches of B sequences of T steps in a file: each name (batches, B, T, ...)."""
-    drawn = [replay.sample(16)[0]._replace(start=None) for _ in range(batches)]
+    drawn = [replay.sample(size)[0]._replace(start=None) for _ in range(batches)]
     parts = [
-        {f"observation/{key}": value for key, value in batch.observation.items()}
+        {SEEN + key: value for key, value in batch.observation.items()}
         | {name: getattr(batch, name) for name in ("prev_action", "reward", "is_first", "is_last", "is_terminal")}
         for batch in drawn
     ]
@@ -45,24 +48,28 @@ def read(path, start):
     arrays = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
     for i in range(len(arrays["reward"])):
         named = {name: array[i] for name, array in arrays.items()}
-        observation = {name.split("/")[1]: named.pop(name) for name in list(named) if "/" in name}
+        observation = {key.removeprefix(SEEN): named.pop(key) for key in list(named) if key.startswith(SEEN)}
         yield Batch(observation=observation, start=start, **named)
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("sequences", type=click.Path(path_type=Path))
-@click.option("--updates", default=1000, show_default=True)
+@click.option("--updates", default=1000, show_default=True, help="Of a file that is yet to be written.")
 @click.option("--rate", default=4e-4, show_default=True, help="Learning rate.")
-def main(run, sequences, updates, rate):
+@click.option("--first", type=click.Path(path_type=Path), help="First parameters of the other implementation.")
+def main(run, sequences, updates, rate, first):
     agent, replay = trained.load(run)
     if not sequences.exists():
-        written(replay, updates, sequences)
+        written(replay, updates, agent.config.replay.batch, sequences)
     config = make_config(agent.config.task, size=agent.config.size, settings=[f"optimizer.learning_rate={rate}"])
     shown = {key: f"loss/decoder/{key}" for key in agent.observation_spec.keys} | SHOWN
     print("seed,updates," + ",".join(shown))
     for seed in range(SEEDS):
         made = Agent(replace(config, seed=seed), agent.observation_spec, agent.action_spec, agent.device, agent.dtype)
+        if first:
+            model = config.model
+            Golden(first, model.stoch * model.classes, vectors(agent.observation_spec.keys)).give(made)
         made.compile()
         sums = torch.zeros(len(shown))
         for number, batch in enumerate(read(sequences, made.world_model.rssm.initial(config.replay.batch)), 1):

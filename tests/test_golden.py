@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import LOSSES, MEANS, Golden, close, dense, mode, parameters, unreduced_losses
+from golden import FOLDER, LOSSES, MEANS, Golden, close, mode, parameters, unreduced_losses, vectors
 
 from dreamer import distributions as dist
 from dreamer.agent import Agent
@@ -21,12 +21,7 @@ from dreamer.replay import Batch
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 
 DETER, STOCH, CLASSES = 64, 4, 5
-OWN: dict[str, str] = {}
-for _i, _key in enumerate(("position", "velocity")):
-    OWN |= dense(f"dec/vec/{_key}/pred", f"world_model.decoder.vector_heads.{_i}")
-for _i, _name in enumerate(("mean", "stddev")):
-    OWN |= dense(f"pol/head/action/{_name}", f"actor_critic.actor.heads.0.{_i}")
-GOLDEN = Golden("vector", STOCH * CLASSES, OWN)
+GOLDEN = Golden(FOLDER / "golden_vector.npz", STOCH * CLASSES, vectors(("position", "velocity")))
 LOSSES = LOSSES | {"decoder/position": "position", "decoder/velocity": "velocity"}
 
 

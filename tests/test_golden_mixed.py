@@ -1,9 +1,10 @@
 """A second problem of the reference: two images, integers, and an action of a choice and two numbers.
 
 `data/golden_mixed.npz` was made as `golden_vector.npz` was (`test_golden.py`), by the author's implementation in
-float32 (github.com/danijar/dreamerv3, with the 1 % of uniform choice that its actor has by now): first parameters,
-moved away from zeros and ones, a batch with a real end and a time limit, every loss and all gradients. Its images are
-coarse tiles, so that the file is small. Eager code alone: that compiled code agrees with it is in `test_compile.py`.
+float32 (github.com/danijar/dreamerv3, commit f8817c4 of its `agent.py` and `rssm.py`, with the 1 % of uniform choice
+that its actor has by now): first parameters, moved away from zeros and ones, a batch with a real end and a time limit,
+every loss and all gradients. Its images are coarse tiles, so that the file is small. Eager code alone: that compiled
+code agrees with it is in `test_compile.py`.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import LOSSES, MEANS, Golden, close, dense, layer, mode, parameters, unreduced_losses
+from golden import FOLDER, LOSSES, MEANS, Golden, close, dense, layer, mode, parameters, unreduced_losses
 
 from dreamer import distributions as dist
 from dreamer.agent import Agent
@@ -44,7 +45,7 @@ def own():
     return names
 
 
-GOLDEN = Golden("mixed", STOCH * CLASSES, own())
+GOLDEN = Golden(FOLDER / "golden_mixed.npz", STOCH * CLASSES, own())
 
 
 @pytest.fixture(autouse=True)
