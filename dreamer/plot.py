@@ -195,7 +195,7 @@ def _draw_bands(panel: Any, bands: Sequence[Band], right: float, name: str, colo
 def _ticks(count: int) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(count)
+    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
 
 
 def _frames(value: float) -> str:
