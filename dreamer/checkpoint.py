@@ -247,7 +247,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be used ({error.strerror}); give another folder") from error
         if is_file:
-            raise CheckpointError(f"{path} is a file; give the folder of a run, or one that does not exist yet")
+            raise CheckpointError(f"{path} is a file; give the folder of a run")
 
     @property
     def holds_run(self) -> bool:

@@ -528,7 +528,7 @@ def test_arrays_survive_as_tensors(tmp_path):
 
 def test_a_file_where_a_folder_should_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file; give the folder of a run"):
+    with pytest.raises(CheckpointError, match="is a file; give the folder of a run$"):
         RunFolder(tmp_path / "file")
     with pytest.raises(CheckpointError, match="cannot write to .*; give another --run"):
         Run(tmp_path / "file" / "run").create()
