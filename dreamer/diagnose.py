@@ -1,9 +1,9 @@
 """How far a world model can be trusted: what it expects, open loop, held against real episodes.
 
 From many moments of fresh episodes the model is told the real actions and nothing else (`promise.py` lets the policy
-act instead). `DREAMS` dreams begin at each
-moment, and their mean is the forecast; a single dream, which is what the policy learns from, errs more, and is given
-beside it. Two forecasts that know nothing are the measure: what was seen last goes on, and the mean of all.
+act instead). `DREAMS` dreams begin at each moment, and their mean is the forecast; a single dream, which is what the
+policy learns from, errs more, and is given beside it. Two forecasts that know nothing are the measure: what was seen
+last goes on, and the mean of all.
 
 Intervals are 95 % bootstrap intervals over episodes, since the moments of an episode are alike.
 """

@@ -132,9 +132,13 @@ def vectors(keys: Iterable[str]) -> dict[str, str]:
     result: dict[str, str] = {}
     for i, key in enumerate(keys):
         result |= dense(f"dec/vec/{key}/pred", f"world_model.decoder.vector_heads.{i}")
-    for i, name in enumerate(("mean", "stddev")):
-        result |= dense(f"pol/head/action/{name}", f"actor_critic.actor.heads.0.{i}")
-    return result
+    return result | numbers("action", 0)
+
+
+def numbers(key: str, part: int) -> dict[str, str]:
+    """The same for the part of an action that is numbers."""
+    head = f"actor_critic.actor.heads.{part}"
+    return dense(f"pol/head/{key}/mean", f"{head}.0") | dense(f"pol/head/{key}/stddev", f"{head}.1")
 
 
 def mode(probs, uniform):

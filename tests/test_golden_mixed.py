@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import FOLDER, LOSSES, MEANS, Golden, close, dense, layer, mode, parameters, unreduced_losses
+from golden import FOLDER, LOSSES, MEANS, Golden, close, dense, layer, mode, numbers, parameters, unreduced_losses
 
 from dreamer import distributions as dist
 from dreamer.agent import Agent
@@ -40,9 +40,7 @@ def own():
         names |= {f"{decoder}.norms.{i}.scale": f"dec/conv{2 - i}norm/scale"}
     names |= dense("dec/imgout", f"{decoder}.image_head")
     names |= dense("pol/head/move/logits", "actor_critic.actor.heads.0.0")
-    for i, name in enumerate(("mean", "stddev")):
-        names |= dense(f"pol/head/turn/{name}", f"actor_critic.actor.heads.1.{i}")
-    return names
+    return names | numbers("turn", 1)
 
 
 GOLDEN = Golden(FOLDER / "golden_mixed.npz", STOCH * CLASSES, own())
