@@ -43,9 +43,10 @@ from . import spaces
 from .agent import Agent
 from .errors import UserMistake
 from .machine import choose_device, choose_dtype
-from .replay import Replay
+from .replay import Replay, new_replay, row_bytes
 
 FORMAT = 3
+NEWEST_BYTES = 1 << 30  # of a replay, where not all of it is needed
 PART_BYTES = 1 << 28  # of the replay in one file
 NEWEST, PREVIOUS = "checkpoint.json", "previous.json"
 BEGINNING = {"lock", "replay", "spaces.json", "versions.json", "config.json"}  # all that a run stopped at once has
@@ -218,6 +219,17 @@ class Checkpoint:
             replay.put(part.start, _read_tensors(self.folder / part.name))
         held = [parts[0].start if parts else replay.count for parts in (rows, latents)]
         replay.hold_from(max(first, *held))
+
+    def newest_rows(self, agent: Agent) -> Replay:
+        """A replay of the newest rows, as many as `NEWEST_BYTES` hold; none waits to be sampled first."""
+        config, model = agent.config, agent.config.model
+        row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
+        capacity = max(config.envs * (config.replay.length + 1), min(self.rows, NEWEST_BYTES // row))
+        generator = torch.Generator().manual_seed(0)
+        replay = new_replay(config, agent.observation_spec, agent.action_spec, config.envs, capacity, generator)
+        self.fill(replay)
+        replay.queue.clear()
+        return replay
 
     @functools.cached_property
     def _content(self) -> Any:

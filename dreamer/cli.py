@@ -211,7 +211,9 @@ def evaluate(
         check_path(video)
     film: list[Any] | None = [] if video is not None else None
     with contextlib.redirect_stdout(sys.stderr):  # of what environments print
-        config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device, drawn=film is not None)
+        config, _, agent, environments, terminal = _played(
+            run, min(episodes, envs), seed, device, drawn=film is not None
+        )
         stop = StopSignal("the episodes that are over are scored")
         try:
             scores = play(agent, environments, episodes, greedy, film, terminal.progress, stop)
@@ -314,7 +316,7 @@ def imagine(
     from .dream import record
 
     pictures.check_path(out)
-    config, agent, environments, terminal = _played(run, scenes, seed, device)
+    config, _, agent, environments, terminal = _played(run, scenes, seed, device)
     try:
         episodes = record(agent, environments, scenes, pictures.WATCHED + context + horizon, terminal.progress)
     finally:
@@ -344,6 +346,7 @@ def diagnose(
     """
     from . import diagnose as diagnosis
     from . import report
+    from .checkpoint import CheckpointError
     from .dream import record
     from .video import check_place
 
@@ -352,10 +355,13 @@ def diagnose(
             raise UserError(f"{page} does not end in .html; give the page that ending")
         check_place(page)
     with contextlib.redirect_stdout(sys.stderr):  # of what environments print
-        config, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
+        config, checkpoint, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
         try:
+            rows = None
+            with contextlib.suppress(CheckpointError):  # the replay may be left out of a folder
+                rows = checkpoint.newest_rows(agent)
             played = record(agent, environments, episodes, diagnosis.LONGEST, terminal.progress)
-            found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress)
+            found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress, rows)
         finally:
             environments.close()
             terminal.clear()
@@ -401,7 +407,7 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
 
 
 def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) -> Any:
-    """The config and agent of a run's checkpoint, `count` environments of its task, and the terminal."""
+    """A run's config, newest checkpoint, its agent, `count` environments of its task, and the terminal."""
     from .checkpoint import RunFolder
     from .logger import Terminal
     from .machine import limit_threads
@@ -411,14 +417,15 @@ def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) 
     folder = RunFolder(run)
     config = folder.config()
     terminal = Terminal()
-    agent = folder.load_agent(device, seed, terminal.say)
+    checkpoint = folder.newest(say=terminal.say)
+    agent = folder.load_agent(device, seed, terminal.say, checkpoint)
     environments = _environments(config, count, seed, guarded=":" in config.task, drawn=drawn)
     try:
         check_spaces(folder, environments)
     except BaseException:
         environments.close()
         raise
-    return config, agent, environments, terminal
+    return config, checkpoint, agent, environments, terminal
 
 
 def _options(config: "Config", drawn: bool) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from torch import Tensor
 from . import distributions as dist
 from .agent import Agent
 from .bootstrap import Line, Resample, rank_correlation
+from .by_heart import learned_kl
 from .dream import Dream, Episode
 from .errors import UserMistake
 from .out_of_view import TASK as COVER
 from .out_of_view import Returns, out_of_view
 from .promise import Promise, promise
+from .replay import Replay
 from .rssm import State, stack
 from .spaces import ObservationSpec
 
@@ -130,6 +132,7 @@ class Diagnosis:
     errors: dict[str, Errors]
     drift: Line  # KL of the posterior with the prior of the dream, nats
     one_step: float  # the same KL where the model has seen all that came before
+    learned: float  # that of rows that it has learned from, NaN without them
     promise: Promise
     values: Values
     ends: Ends
@@ -175,12 +178,14 @@ def diagnose(
     seed: int = 0,
     horizon: int = HORIZON,
     report: Callable[[str], None] = lambda text: None,
+    rows: Replay | None = None,
 ) -> Diagnosis:
     """Measure all of it.
 
     Args:
         agent: whose world model it is about.
         episodes: that it has not learned from, at least two of two rows or more.
+        rows: that it has learned from; None if they are not there any more.
         seed: of the moments and the dreams.
         horizon: steps to look ahead.
         report: is told how far it is.
@@ -244,6 +249,7 @@ def diagnose(
         values=_values(dream, episodes, agent.world_model.discount, generator),
         ends=_ends(dream, episodes),
         out_of_view=out_of_view(agent, episodes, seed) if task == COVER else [],
+        learned=learned_kl(dream, rows) if rows is not None else float("nan"),  # last: all else is the same without
     )
 
 

@@ -17,6 +17,7 @@ SHOWN = (1, 2, 5, 10, 15, 20, 50, 100)
 LISTED = 12  # numbers of a vector
 NEGLIGIBLE = 0.01  # of the reward that comes
 LITTLE = 1e-3  # reward a step, where next to none comes
+BY_HEART = 2.0  # times the KL of learned rows, and a nat more than that
 MODEL, SINGLE, REPEAT, MEAN, IMPLIED = "#D55E00", "#E69F00", "#56B4E9", "#888888", "#000000"
 
 
@@ -77,6 +78,10 @@ def sentences(found: Diagnosis) -> list[str]:
     lines.append(
         f"Latents: KL {found.one_step:.3g} nats with all seen, {found.drift.mean[at]:.3g} at {at + 1} steps ahead."
     )
+    if not math.isnan(found.learned):
+        by_heart = found.one_step > max(BY_HEART * found.learned, found.learned + 1)
+        so = ", so much of what it knows is those rows by heart" if by_heart else ""
+        lines.append(f"  On rows of the replay, which it has learned from, {found.learned:.3g} with all seen{so}.")
     lines.append(
         f"Value: {abs(values.bias):.3g} too {'high' if values.bias > 0 else 'low'} on the mean, off by "
         f"{values.error:.3g}, rank correlation {_number(values.rank_correlation)} ({_number(values.rank_low)} to "
@@ -315,6 +320,8 @@ def _drift(figure: Any, found: Diagnosis) -> None:
     (panel,) = _panels(figure, 1)
     _line(panel, found.drift, MODEL, "open loop")
     panel.axhline(found.one_step, color=MEAN, lw=1.2, label="with all seen, one step ahead")
+    if not math.isnan(found.learned):
+        panel.axhline(found.learned, color=MEAN, lw=1.2, ls="--", label="the same, on rows that it has learned from")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("KL, nats")
     _mark(panel, found)

@@ -22,12 +22,10 @@ from .dream import Dream
 from .errors import UserMistake
 from .own_envs import own_envs
 from .player import Player, flat
-from .replay import new_replay, row_bytes
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, observation_spec
 
 HORIZON = 500  # steps, after which a dream is cut
-START_BYTES = 1 << 30  # of the newest replay, from which dreams begin
 Observation = Literal["decoded", "latent"]
 
 
@@ -153,17 +151,7 @@ def real_states(checkpoint: Checkpoint, agent: Agent, first: bool = False) -> tu
     Returns:
         deter (N, D) in half precision, and the class (N, S) of each one-hot.
     """
-    config, model = agent.config, agent.config.model
-    row = row_bytes(agent.observation_spec, agent.action_spec.width, model.deter, model.stoch)
-    replay = new_replay(
-        config,
-        agent.observation_spec,
-        agent.action_spec,
-        streams=config.envs,
-        capacity=max(config.envs * (config.replay.length + 1), min(checkpoint.rows, START_BYTES // row)),
-        generator=torch.Generator(),
-    )
-    checkpoint.fill(replay)
+    replay = checkpoint.newest_rows(agent)
     rows, latents = (export(replay.oldest, replay.count) for export in (replay.export_flags, replay.export_latents))
     usable = rows["is_first"] & ~rows["is_last"] if first else ~rows["is_last"]
     if not usable.any():

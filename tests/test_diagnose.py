@@ -1,5 +1,6 @@
 """The measures, on world models whose faults are known."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -15,13 +16,16 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 from dreamer import diagnose as diagnosis
 from dreamer import out_of_view, report
+from dreamer.agent import Agent as RealAgent
 from dreamer.bootstrap import Line, Resample
+from dreamer.by_heart import learned_kl
 from dreamer.cli import main
 from dreamer.diagnose import DREAMS, compounded, diagnose
-from dreamer.dream import Episode, Moment
+from dreamer.dream import Dream, Episode, Moment
 from dreamer.errors import UserMistake
 from dreamer.out_of_view import returns
 from dreamer.promise import Promise, promise
+from dreamer.replay import Transition
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 from envs.cover import Cover, visible
@@ -254,6 +258,49 @@ def test_drift_is_the_divergence_from_what_was_expected(monkeypatch):
     assert result.one_step == pytest.approx(expected)
 
 
+def noise(seed, config, agent, rows=40):
+    """A replay of a world in which nothing follows from anything."""
+    generator = torch.Generator().manual_seed(seed)
+    replay, no, state = tiny.tiny_replay(config, agent), torch.tensor([False]), agent.world_model.rssm.initial(1)
+    for row in range(rows):
+        seen = {"id": torch.randn(1, 2, generator=generator)}
+        action = torch.eye(2)[torch.randint(2, (1,), generator=generator)]
+        replay.add(Transition(seen, action, torch.zeros(1), torch.tensor([row == 0]), no, no, state))
+    replay.queue.clear()
+    return replay
+
+
+def test_rows_that_are_known_by_heart():
+    widths = "model.deter=64", "model.hidden=32", "model.units=32", "model.stoch=4", "model.classes=8"
+    fast = "optimizer.learning_rate=0.005", "optimizer.warmup=1", "replay.batch=4", "replay.length=8"
+    config = tiny.tiny_config(*widths, *fast)
+    agent = RealAgent(config, tiny.OBSERVATION, tiny.ACTION, torch.device("cpu"), torch.float32)
+    rows, new = noise(0, config, agent), noise(1, config, agent)
+    for _ in range(300):
+        batch, windows = rows.sample(4)
+        _, posterior = agent.update(batch)
+        rows.refresh(windows, posterior)
+    by_heart, unknown = (learned_kl(Dream(agent), replay) for replay in (rows, new))
+    assert 0 < 2 * by_heart < unknown
+    assert np.isnan(learned_kl(Dream(agent), noise(0, config, agent, rows=8)))  # a sequence takes nine
+
+
+@pytest.mark.parametrize(
+    ("learned", "new", "said"),
+    [
+        (2.43, 23.5, "On rows of the replay, which it has learned from, 2.43 with all seen, so much of what"),
+        (9.36, 11.3, "On rows of the replay, which it has learned from, 9.36 with all seen."),
+        (0.3, 0.9, "On rows of the replay, which it has learned from, 0.3 with all seen."),  # under a nat
+        (float("nan"), 23.5, None),
+    ],
+)
+def test_what_is_known_by_heart_in_words(monkeypatch, learned, new, said):
+    result = dataclasses.replace(found(monkeypatch, World()), learned=learned, one_step=new)
+    sentences = [line for line in report.sentences(result) if "learned from" in line]
+    assert len(sentences) == (said is not None) and all(said in line for line in sentences)
+    assert ("by heart" in "".join(sentences)) == (new > 20 and said is not None)
+
+
 def test_what_the_policy_s_dreams_promise(monkeypatch):
     promise = found(monkeypatch, World()).promise
     np.testing.assert_allclose(promise.more.mean, 0, atol=1e-6)
@@ -428,9 +475,12 @@ def test_the_command(tmp_path):
     data = json.loads(CliRunner().invoke(main, ["diagnose", *options, "--json"]).stdout)
     assert set(data["errors"]) == {"screen", "dial", "panel/key", "panel/switches", "reward", "goes on"}
     assert len(data["errors"]["dial"]["model"]["mean"]) == 12 and data["imagination"] == 2
-    assert data["rows"] == 5 * 21
+    assert data["rows"] == 5 * 21 and data["learned"] > 0 and "which it has learned from" in result.stdout
     again = CliRunner().invoke(main, ["diagnose", *options, "--json"])
     assert json.loads(again.stdout) == data
+    shutil.move(folder / "replay", tmp_path)  # as for a folder that is to act only
+    without = json.loads(CliRunner().invoke(main, ["diagnose", *options, "--json"]).stdout)
+    assert without == data | {"learned": None}
     for place, said in (("page.pdf", "does not end in .html"), ("nowhere/page.html", "there is no folder")):
         wrong = CliRunner().invoke(main, ["diagnose", *options, "--page", str(tmp_path / place)])
         assert wrong.exit_code == 2 and said in wrong.stderr
