@@ -1,14 +1,15 @@
-"""A small task that only a whole agent learns, and what becomes of one that is broken on purpose.
+"""Small tasks that only a whole agent learns, and what becomes of one that is broken on purpose.
 
-    PYTHONPATH=. python tests/recall.py                       # learn it
+    PYTHONPATH=. python tests/recall.py                       # learn the first
     PYTHONPATH=. python tests/recall.py --broken reset        # the same, with one thing wrong; see BREAKS
+    PYTHONPATH=. python tests/recall.py --task encore         # another
 
 A lamp is lit or dark as an episode begins. Three steps later a bell rings and asks which: 100 points for the right
 answer. Before the bell one may leave, for 30 points. A third of the episodes is cut by a time limit while one waits.
 
 Whoever remembers nothing gets 50 points of a whole episode, or 30. Memory alone is not enough: the answer's points come
 three steps after the lamp, leaving is the better the sooner it comes, and what was seen before a cut must be forgotten.
-What each break costs is in `runs/results/gate`.
+What no score of it tells is left to `Taste` and `Encore`. What each break costs is in `runs/results/gate`.
 """
 
 import contextlib
@@ -32,6 +33,8 @@ WAIT = 3
 ANSWER, LEAVE = 100.0, 30.0
 RICH, BETTER = 1000.0, 100.0
 TASTE = ("behavior.entropy=0.1", "behavior.horizon=2")
+ENCORE = ("behavior.entropy=0.1",)
+FIRST, LATER, AGAIN = 100.0, 80.0, 0.2
 CUT = 0.2  # the chance of a time limit at each step before the bell
 SETTINGS = (
     "model.deter=64", "model.hidden=32", "model.units=32", "model.stoch=4", "model.classes=4", "model.blocks=4",
@@ -77,6 +80,34 @@ class Taste(gymnasium.Env):
 
     def step(self, action):
         return np.array([-1], np.float32), RICH * self.rich + BETTER * (action == 1), True, False, {}
+
+
+class Encore(gymnasium.Env):
+    """100 points for one action, once; with a chance of 0.2 each time there is more, at 80 for the other action.
+
+    Ends are not seen, so an imagined trajectory goes on for ever, each step with a fifth of the weight of the one
+    before. A policy that sees nothing has to choose one action for all of them. By their weights there are 0.56
+    later steps to a first one in what is imagined, and 100 points count more; all alike there are twelve, and 80 do.
+    """
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.later = False
+        return np.array([0], np.float32), {}
+
+    def step(self, action):
+        points = LATER * (action == 1) if self.later else FIRST * (action == 0)
+        self.later = True
+        return np.array([1], np.float32), points, bool(self.np_random.random() >= AGAIN), False, {}
+
+
+def blind():
+    """A policy that sees nothing."""
+    real = actor_critic.Actor.forward
+    return mock.patch.object(actor_critic.Actor, "forward", lambda self, feature: real(self, 0 * feature))
 
 
 def learn(seed, rows, settings=(), envs_=4, task=Recall):
@@ -136,6 +167,14 @@ def log_odds(agent, vector, rows=1200):
     share = np.clip(np.mean(chosen), 1e-3, 1 - 1e-3)
     scale = float(agent.actor_critic.return_high - agent.actor_critic.return_low)
     return float(np.log(share / (1 - share))), BETTER / (agent.config.behavior.entropy * scale)
+
+
+@torch.no_grad()
+def first_share(agent):
+    """How often a blind policy does what is best at first, in `Encore`."""
+    model = agent.world_model.rssm
+    (policy,) = agent.actor_critic.actor(model.feature(model.initial(1)))
+    return float(policy.probs[0, 0])
 
 
 # Broken on purpose ---------------------------------------------------------------------------------------
@@ -207,14 +246,18 @@ BREAKS = {
 @click.option("--seed", default=0)
 @click.option("--rows", default=1500)
 @click.option("--set", "settings", multiple=True)
-@click.option("--taste", is_flag=True, help="The other task, which tells whether returns are scaled.")
-def main(broken, seed, rows, settings, taste):
+@click.option("--task", type=click.Choice(["recall", "taste", "encore"]), default="recall")
+def main(broken, seed, rows, settings, task):
     begun = time.perf_counter()
     torch.set_num_threads(1)
     with BREAKS[broken]() if broken else contextlib.nullcontext():
-        if taste:
+        if task == "taste":
             agent, vector = learn(seed, rows, (*TASTE, *settings), task=Taste)
             found = "log odds {:.2f}, {:.2f} are right".format(*log_odds(agent, vector))
+        elif task == "encore":
+            with blind():
+                agent, _ = learn(seed, rows, (*ENCORE, *settings), task=Encore)
+                found = f"{first_share(agent):.0%} for what is best at first"
         else:
             agent, vector = learn(seed, rows, settings)
             found = f"{score(agent, vector):.1f} points"

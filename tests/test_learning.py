@@ -43,3 +43,9 @@ def test_it_stays_as_random_as_the_return_scale_leaves_it():
     found, right = recall.log_odds(agent, vector)
     # 0.7 to 1.2 over three seeds; 5 where returns are not scaled, below 0 where actions are shifted.
     assert 0.8 < right < 1.2 and found == pytest.approx(right, abs=0.5)
+
+
+def test_it_cares_for_what_may_never_come_as_much_as_its_chance_is():
+    with recall.blind():
+        agent, _ = recall.learn(seed=0, rows=500, settings=recall.ENCORE, task=recall.Encore)
+        assert recall.first_share(agent) > 0.9
