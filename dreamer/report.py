@@ -18,6 +18,7 @@ LISTED = 12  # numbers of a vector
 NEGLIGIBLE = 0.01  # of the reward that comes
 LITTLE = 1e-3  # reward a step, where next to none comes
 BY_HEART = 2.0  # times the KL of learned rows, and a nat more than that
+LEGEND_INCHES = 1.8  # a column of it
 MODEL, SINGLE, REPEAT, MEAN, IMPLIED = "#D55E00", "#E69F00", "#56B4E9", "#888888", "#000000"
 
 
@@ -237,16 +238,30 @@ def _figure(draw: Callable[[Any, Diagnosis], None], found: Diagnosis) -> str:
     with matplotlib.rc_context(style):
         figure = pyplot.figure(layout="constrained")
         draw(figure, found)
+        _legend(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
         pyplot.close(figure)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
+def _legend(figure: Any) -> None:
+    """Beneath the panels, since curves come through each of their corners."""
+    named: dict[str, Any] = {}
+    for panel in figure.axes:
+        handles, labels = panel.get_legend_handles_labels()
+        named |= dict(zip(labels, handles))
+    columns = int(figure.get_figwidth() // LEGEND_INCHES)
+    if named:
+        figure.legend(
+            named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        )
+
+
 def _panels(figure: Any, count: int) -> Any:
     columns = min(3, count)
     rows = -(-count // columns)
-    figure.set_size_inches(3.5 * columns if columns > 1 else 4.5, 2.7 * rows)
+    figure.set_size_inches(3.5 * columns if columns > 1 else 4.5, 2.7 * rows + 0.3)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[count:]:
         panel.set_visible(False)
@@ -280,8 +295,6 @@ def _errors(figure: Any, found: Diagnosis) -> None:
         panel.set_ylim(bottom=0)
         panel.set_ylabel(f"error{', ' + errors.unit if errors.unit else ''}")
         _mark(panel, found)
-        if key == next(iter(found.errors)):
-            panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
 
 
 def _numbers(figure: Any, found: Diagnosis) -> None:
@@ -313,19 +326,17 @@ def _calibration(figure: Any, found: Diagnosis) -> None:
             panel.axhline(float(level.rstrip(" %")) / 100, color=color, lw=0.9, ls="--")
         panel.set(title=key, ylim=(0, 1.02), ylabel="share that holds the truth")
         _mark(panel, found)
-        panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
 
 
 def _drift(figure: Any, found: Diagnosis) -> None:
     (panel,) = _panels(figure, 1)
     _line(panel, found.drift, MODEL, "open loop")
-    panel.axhline(found.one_step, color=MEAN, lw=1.2, label="with all seen, one step ahead")
+    panel.axhline(found.one_step, color=MEAN, lw=1.2, label="one step ahead, all seen")
     if not math.isnan(found.learned):
-        panel.axhline(found.learned, color=MEAN, lw=1.2, ls="--", label="the same, on rows that it has learned from")
+        panel.axhline(found.learned, color=MEAN, lw=1.2, ls="--", label="the same, on learned rows")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("KL, nats")
     _mark(panel, found)
-    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
 
 
 def _promised(figure: Any, found: Diagnosis) -> None:
@@ -334,7 +345,6 @@ def _promised(figure: Any, found: Diagnosis) -> None:
     _line(panel, found.promise.came, IMPLIED, "really")
     panel.set_ylabel("reward a step")
     _mark(panel, found)
-    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
 
 
 def _value(figure: Any, found: Diagnosis) -> None:
@@ -345,7 +355,6 @@ def _value(figure: Any, found: Diagnosis) -> None:
     panel.plot(values.predicted, values.followed, "o-", color=MODEL, lw=1.2, ms=4)
     panel.set(xlabel="predicted return", ylabel="return that followed")
     panel.grid(alpha=0.2, lw=0.6)
-    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
 
 
 def _out_of_view(figure: Any, found: Diagnosis) -> None:
@@ -357,4 +366,3 @@ def _out_of_view(figure: Any, found: Diagnosis) -> None:
     panel.plot(names, [each.colour for each in found.out_of_view], "s--", color=REPEAT, ms=4, label="colour")
     panel.axhline(0.25, color=MEAN, lw=0.9, ls="--")
     panel.set(ylim=(0, 1.05), xlabel="steps hidden", ylabel="share that was right")
-    panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
