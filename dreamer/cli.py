@@ -440,33 +440,37 @@ def _options(config: "Config", drawn: bool) -> dict[str, Any]:
 
 
 @main.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
 @click.option(
     "--out", default="curves.png", show_default=True, type=click.Path(path_type=Path), help="PNG, SVG or PDF."
 )
-def plot(runs: tuple[Path, ...], out: Path) -> None:
+def plot(runs: tuple[str, ...], out: Path) -> None:
     """Draw the learning curves of RUNs, with the published band where there is one.
 
-    A panel for each task. Runs that differ in their seed alone become one line with a band.
+    A panel for each task. Runs that differ in their seed alone become one line with a band; those of one NAME do, too,
+    which tells two runs of the same settings apart.
     """
     from . import plot as pictures
-    from .scores import read
+    from .scores import named
 
     pictures.check_path(out)
-    pictures.draw([read(run) for run in runs], out)
+    pictures.draw([named(run) for run in runs], out)
     click.echo(f"Wrote {out}")
 
 
 @main.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
 @click.option("--frames", type=click.IntRange(min=1), help="Where to compare; else at the end of the shortest run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(runs: tuple[Path, ...], frames: int | None, as_json: bool) -> None:
-    """Compare the scores of RUNs with each other and with the published ones."""
-    from . import compare as comparison
-    from .scores import read
+def compare(runs: tuple[str, ...], frames: int | None, as_json: bool) -> None:
+    """Compare the scores of RUNs with each other and with the published ones.
 
-    found = comparison.results([read(run) for run in runs], frames)
+    A NAME tells runs of the same settings apart, as in before=runs/A after=runs/B.
+    """
+    from . import compare as comparison
+    from .scores import named
+
+    found = comparison.results([named(run) for run in runs], frames)
     click.echo(json.dumps(comparison.to_json(found)) if as_json else comparison.table(found))
 
 

@@ -1,6 +1,7 @@
 """Runs beside each other and beside the published scores, and over tasks as one number with an interval.
 
-The statistics are those of rliable (Agarwal et al. 2021), which would bring four packages along for these few lines.
+The statistics are those of rliable (Agarwal et al. 2021), whose figures the tests hold. Its last version, 1.2.0, would
+bring four packages along for these few lines, and does not import beside today's pandas.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from .published import NOT_JUDGED, Band, human_normalized, number, other_protoco
 from .scores import Curve, grouped
 
 RESAMPLES = 2000
+NO_INTERVAL = "no interval, since a task has one seed"
 TRIMMED = 0.25  # of the scores at either end, for the interquartile mean
 
 
@@ -188,8 +190,8 @@ def table(found: Sequence[Result]) -> str:
         where = f"{low:,} frames" if low == high else f"{low:,} to {high:,} frames; --frames N sets them all to one"
         lines.append(f"\n{method}, {scale}, over {len(mine)} task{'s' * (len(mine) > 1)} at {where}:")
         for value in aggregates(mine):
-            interval = f" (95% interval {value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
-            lines.append(f"  {value.name:<18} {value.value:.3f}{interval}")
+            interval = "95% interval {:.3f} to {:.3f}".format(*value.interval) if value.interval else NO_INTERVAL
+            lines.append(f"  {value.name:<18} {value.value:.3f} ({interval})")
     if any(each.published for each in found):
         lines.append("\npublished: Hafner et al. 2025, training episodes, mean and standard deviation over seeds")
     return "\n".join(lines)

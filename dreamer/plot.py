@@ -59,13 +59,13 @@ def lines(curves: Sequence[Curve]) -> list[Line]:
     """The lines of one task: one for each method, over its seeds. Errors as of `scores.grouped`."""
     result = []
     for (_, method), runs in grouped(curves).items():
-        begin, end = max(run.frames[0] for run in runs), min(run.last for run in runs)
-        ends = np.unique(np.concatenate([run.frames for run in runs]))
+        begin, end = max(run.frames[0] for run in runs), min(run.end for run in runs)
+        ends = np.unique(np.concatenate([_ends(run) for run in runs]))
         frames = _some(ends[(begin <= ends) & (ends <= end)])
         scores = np.array([_scores(run, frames) for run in runs])
         further = []
         for run in runs:
-            later = np.unique(run.frames[run.frames > end]) if begin <= end else run.frames
+            later = np.unique(_ends(run)[_ends(run) > end]) if begin <= end else run.frames
             if len(later):
                 later = np.unique([end, *_some(later)]) if begin <= end else _some(later)
                 further.append((later, _scores(run, later)))
@@ -81,6 +81,11 @@ def lines(curves: Sequence[Curve]) -> list[Line]:
             )
         )
     return result
+
+
+def _ends(run: Curve) -> np.ndarray:
+    """Frames at which an episode ended, and those at which the run does, where its score is read."""
+    return np.append(run.frames, run.end)
 
 
 def _some(frames: np.ndarray) -> np.ndarray:
@@ -150,7 +155,7 @@ def _draw_panel(panel: Any, task: str, curves: list[Curve], looks: dict[str, tup
     ours = lines(curves)
     baseline, agent = published(task, "ppo_fixhp"), published(task)
     # As far as the first published score, for a run that is not there yet.
-    right = 1.02 * max([curve.last for curve in curves] + [bands[0].frames for bands in (baseline, agent) if bands])
+    right = 1.02 * max([curve.end for curve in curves] + [bands[0].frames for bands in (baseline, agent) if bands])
     if baseline:
         _draw_bands(panel, baseline, right, PPO, BASELINE)
     if agent:
@@ -189,7 +194,7 @@ def _draw_bands(panel: Any, bands: Sequence[Band], right: float, name: str, colo
     panel.plot(place, mean, color=color, lw=1.2, ls="--", label=name)
     shown = len(frames)
     errors = [(mean - low)[:shown], (high - mean)[:shown]]
-    panel.errorbar(frames, mean[:shown], errors if shown == 1 else None, fmt=".", ms=4, color=color, lw=1.2)
+    panel.errorbar(frames, mean[:shown], errors if len(place) == 1 else None, fmt=".", ms=4, color=color, lw=1.2)
 
 
 def _ticks(count: int) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Curve:
     """Scores of one run's training episodes, in the order in which they ended.
 
     `frames` (E,) counts environment frames at each end, `scores` (E,); `seen` those of the whole run, since an episode
-    may be under way when it ends.
+    may be under way when it ends. `name` is what the user calls it by, in place of its method.
     """
 
     folder: Path
@@ -30,6 +30,7 @@ class Curve:
     frames: np.ndarray
     scores: np.ndarray
     seen: int = 0
+    name: str = ""
 
     @property
     def last(self) -> int:
@@ -64,7 +65,8 @@ class Curve:
 
     @property
     def method(self) -> str:
-        return method(self.config)
+        """What is said of runs that differ in their seed alone."""
+        return self.name or method(self.config)
 
 
 def read(path: Path) -> Curve:
@@ -76,11 +78,19 @@ def read(path: Path) -> Curve:
     return Curve(path, RunFolder(path).config(), *episodes(path), _seen(path))
 
 
+def named(argument: str) -> Curve:
+    """The curve of `RUN`, or of `NAME=RUN` under that name; errors as of `read`."""
+    name, equals, folder = argument.partition("=")
+    if not equals or Path(argument).exists():
+        return read(Path(argument))
+    return replace(read(Path(folder)), name=name.strip())
+
+
 def grouped(curves: Iterable[Curve]) -> dict[tuple[str, str], list[Curve]]:
     """The curves by task and method, in order of both; those of a group differ in their seed alone.
 
     Raises:
-        UserMistake: two have the same seed, too.
+        UserMistake: two have the same seed, too, or have been given one name though more differs.
     """
     groups: dict[tuple[str, str], dict[int, Curve]] = {}
     for curve in curves:
@@ -88,7 +98,16 @@ def grouped(curves: Iterable[Curve]) -> dict[tuple[str, str], list[Curve]]:
         seeds = groups.setdefault((task, curve.method), {})
         if seed in seeds:
             other = seeds[seed].folder
-            raise UserMistake(f"{curve.folder} is seed {seed} of {task} with {curve.method}, as {other} is; give one")
+            raise UserMistake(
+                f"{curve.folder} is seed {seed} of {task} with {curve.method}, as {other} is; give one, "
+                f"or each a name: before={other} after={curve.folder}"
+            )
+        for first in seeds.values():
+            if method(first.config) != method(curve.config):
+                raise UserMistake(
+                    f"{curve.name} names {first.folder} with {method(first.config)} and {curve.folder} with "
+                    f"{method(curve.config)}; give them different names"
+                )
         seeds[seed] = curve
     return {key: list(groups[key].values()) for key in sorted(groups)}
 
@@ -175,17 +194,25 @@ def minutes_per_frame(path: Path) -> float | None:
 
 
 def write_metrics(path: Path, out: Path, points: int) -> None:
-    """What a run's own folder has measured of learning, as a table of so many rows: losses, entropy, returns, norms."""
+    """What a run's own folder has measured of learning, as a table: losses, entropy, returns, norms.
+
+    A row is the mean over the same number of frames each, so that it stays as it is while the run goes on; so many
+    `points` are a whole run. It names the last frames that are in it.
+    """
     groups = ("loss/", "world_model/", "behavior/", "optimizer/")
     lines = [line for line in _lines(path / "metrics.jsonl") if any(key.startswith(groups) for key in line)]
-    lines = thinned(lines, points)
     names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(groups)))
+    width = -(-RunFolder(path).config().frames // points)
+    bins: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        bins.setdefault((line["frames"] - 1) // width, []).append(line)
     with out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["frames", *names])
-        for line in lines:
-            values = [line.get(name) for name in names]
-            writer.writerow([line["frames"], *("" if value is None else f"{value:.5g}" for value in values)])
+        for row in bins.values():
+            found = [[line[name] for line in row if line.get(name) is not None] for name in names]
+            means = (f"{np.mean(values):.5g}" if values else "" for values in found)
+            writer.writerow([max(line["frames"] for line in row), *means])
 
 
 def metrics(path: Path) -> list[dict[str, float]]:

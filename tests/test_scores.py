@@ -88,7 +88,7 @@ def test_a_run_has_seen_more_than_its_last_episode(tmp_path):
         file.write("\n" + json.dumps({"frames": 2600, "loss/total": 1.5, "speed/updates": 3}))
     curve = read(folder)
     assert (curve.last, curve.end) == (2000, 2600)
-    write_metrics(folder, tmp_path / "metrics.csv", points=5)
+    write_metrics(folder, tmp_path / "metrics.csv", points=500)
     assert (tmp_path / "metrics.csv").read_text() == "frames,loss/total\n7,1\n2600,1.5\n"
     (folder / "metrics.jsonl").unlink()
     write_csv(curve, folder / "scores.csv")
@@ -259,6 +259,22 @@ def test_aggregates_have_intervals_where_there_are_seeds():
     assert aggregates(results([make_curve(ramp(10_000, 5), task="gym/CartPole-v1")])) == []
 
 
+def test_aggregates_are_those_of_rliable():
+    # Five seeds of four tasks. rliable 1.2.0, aggregate_iqm, _mean and _median, and get_interval_estimates with 50,000
+    # resamplings; with another generator and 2,000 the intervals' ends come out within 0.01.
+    tasks = [
+        (100.0, 300.0, 350.0, 50.0, 200.0),
+        (200.0, 250.0, 150.0, 450.0, 300.0),
+        (500.0, 400.0, 700.0, 600.0, 900.0),
+        (900.0, 1100.0, 700.0, 1300.0, 800.0),
+    ]
+    found = aggregates([Result(f"dmc/{i}", "", 1, scores, None, (), "", ()) for i, scores in enumerate(tasks)])
+    assert [each.value for each in found] == pytest.approx([0.455, 0.5125, 0.445])
+    low, high = zip(*(each.interval for each in found))
+    assert low == pytest.approx((0.385, 0.445, 0.365), abs=0.01)
+    assert high == pytest.approx((0.535, 0.5825, 0.535), abs=0.01)
+
+
 def test_compare_from_the_command_line(tmp_path):
     folders = [
         str(make_run(tmp_path / f"{task}-{seed}", ramp(100_000, 500 + seed), task=f"dmc/{task}", seed=seed))
@@ -275,6 +291,9 @@ def test_compare_from_the_command_line(tmp_path):
         ("dmc, scores as a share of 1000", 2)
     }
     assert "as a share of 1000, over 2 tasks at 100,000 frames:" in result.stdout
+    for single in ([*folders[:1], *folders[2:]], folders[::2]):
+        lines_ = CliRunner().invoke(main, ["compare", *single]).stdout
+        assert "interquartile mean" in lines_ and "(no interval, since a task has one seed)" in lines_
     shorter = str(make_run(tmp_path / "shorter", ramp(60_000, 500), task="dmc/cheetah_run"))
     result = CliRunner().invoke(main, ["compare", *folders, shorter])
     assert "over 3 tasks at 60,000 to 100,000 frames; --frames N sets them all to one:" in result.stdout
@@ -327,6 +346,49 @@ def test_methods_are_told_apart_by_what_differs():
 def test_a_seed_twice_is_no_second_seed():
     with pytest.raises(UserMistake, match="is seed 0 of dmc/cartpole_swingup with size 12m, ratio 512, as run is"):
         lines([make_curve(ramp(10_000, 5)), make_curve(ramp(20_000, 5))])
+
+
+def test_a_name_tells_runs_of_the_same_settings_apart(tmp_path):
+    before, after = (str(make_run(tmp_path / name, ramp(50_000, top))) for name, top in (("a", 100), ("b=c", 200)))
+    other = str(make_run(tmp_path / "d", ramp(50_000, 100), size="1m", seed=1))
+    runs = [f"before={before}", f"after={after}"]
+    told = json.loads(CliRunner().invoke(main, ["compare", *runs, "--json"]).stdout)["results"]
+    assert [(each["method"], each["mean"]) for each in told] == [("after", 186), ("before", 93)]
+    picture = CliRunner().invoke(main, ["plot", *runs, "--out", str(tmp_path / "p.svg")])
+    assert picture.exit_code == 0 and (tmp_path / "p.svg").stat().st_size > 10_000
+    (plain,) = json.loads(CliRunner().invoke(main, ["compare", after, "--json"]).stdout)["results"]
+    assert plain["method"] == "size 12m, ratio 512"  # a folder may have the sign in its own name
+    clash = CliRunner().invoke(main, ["compare", before, after])
+    assert clash.exit_code == 2 and f"give one, or each a name: before={before} after={after}" in clash.stderr
+    mixed = CliRunner().invoke(main, ["compare", runs[0], f"before={other}"])
+    assert mixed.exit_code == 2 and "ratio 512; give them different names" in mixed.stderr
+    nowhere = CliRunner().invoke(main, ["compare", "before=nowhere"])
+    assert nowhere.exit_code == 2 and "nowhere" in nowhere.stderr
+
+
+def test_a_line_goes_as_far_as_the_run_itself():
+    # Its last episode ended at 96,000; at 100,000 frames the score is of those after 85,000: 88,000 and 96,000.
+    run = replace(make_curve([(f, f / 1000) for f in range(8000, 96_001, 8000)]), seen=100_000)
+    (line,) = lines([run])
+    assert line.frames[-2:].tolist() == [96_000, 100_000] and line.mean[-1] == 92
+    longer = replace(run, config=configs.make_config("dmc/cartpole_swingup", seed=1), seen=104_000)
+    ((frames, _),) = lines([run, longer])[0].further
+    assert frames.tolist() == [100_000, 104_000]
+
+
+def test_what_was_measured_is_kept_as_means_that_stay(tmp_path):
+    folder = make_run(tmp_path / "run", [(1000, 5.0)], frames=1000)
+    out = tmp_path / "metrics.csv"
+    for frames in range(50, 701, 50):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write("\n" + json.dumps({"frames": frames, "loss/total": frames / 10}))
+        if frames == 450:
+            write_metrics(folder, out, points=5)
+            early = out.read_text()
+    # Of 200 frames each: 1, 5, 10, 15, 20; 25 to 40; 45 so far.
+    assert early == "frames,loss/total\n200,10.2\n400,32.5\n450,45\n"
+    write_metrics(folder, out, points=5)
+    assert out.read_text() == "frames,loss/total\n200,10.2\n400,32.5\n600,52.5\n700,67.5\n"
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
