@@ -346,8 +346,10 @@ class RunFolder:
 
     def config(self) -> configs.Config:
         if not self.holds_run:
+            within = sorted(path.parent.name for path in self.path.glob("*/config.json"))
+            some = f", such as {self.path / within[0]}" if within else ""
             raise CheckpointError(
-                f"{self.path} holds no run (there is no config.json); give the folder that train wrote"
+                f"{self.path} holds no run (there is no config.json); give the folder that train wrote{some}"
             )
         try:
             return configs.from_json(self._read_json("config.json"))

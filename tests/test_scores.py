@@ -54,9 +54,11 @@ def test_a_run_is_read_back_and_kept_in_short(tmp_path):
 
 
 def test_what_is_no_run_is_said(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no run"):
+    with pytest.raises(CheckpointError, match="holds no run .* the folder that train wrote$"):
         read(tmp_path)
     folder = make_run(tmp_path / "run", [])
+    with pytest.raises(CheckpointError, match="give the folder that train wrote, such as .*/run$"):
+        read(tmp_path)
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match="has no scores"):
         read(folder)
