@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 ENV ?= atari/pong
 ARGS ?=
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 LIST ?= runs/results/cpu.csv
 BIN := $(VENV)/bin
 

@@ -19,3 +19,12 @@ def signals():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def gl():
+    """For what needs OpenGL: a machine that has it must be able to use it."""
+    from envs import dmc
+
+    if not any(map(dmc._renders, dmc.RENDERERS)):
+        pytest.skip(f"no OpenGL here: {dmc.RENDERING_HELP}")

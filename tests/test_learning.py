@@ -23,7 +23,7 @@ def begun():
 
 def begin():
     """All parameters after a few updates."""
-    agent, _ = recall.learn(seed=0, rows=180)
+    agent, _ = recall.learn(seed=0, rows=200)
     return torch.nn.utils.parameters_to_vector(agent.parameters)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from dm_control import suite
 
 import envs
 from dreamer.acting import Memory
@@ -447,6 +446,8 @@ def test_what_is_learned_from_is_what_physics_does():
     agent = tiny.tiny_agent(config, vector)
     replay = tiny.tiny_replay(config, agent)
     train(config, agent, vector, replay, Counters(2), [tiny.Silent()], tiny.Unsaved(), tiny.never)
+    from dm_control import suite  # not before `envs`, which chooses how it renders
+
     walker = suite.load("walker", "walk")
     walker.reset()
     compared = 0

@@ -16,14 +16,6 @@ pendulum_swingup quadruped_run quadruped_walk reacher_easy reacher_hard walker_r
 """
 
 
-@pytest.fixture(scope="module")
-def gl():
-    try:
-        envs.make("dmc_vision/cartpole_swingup", seed=0).close()
-    except envs.TaskError as error:
-        pytest.skip(str(error))
-
-
 def play(env, steps, seed=0):
     rng = np.random.default_rng(seed)
     rows = []
