@@ -191,10 +191,10 @@ class Batch:
     def _keep(self, *works: Work) -> bool:
         """Write what runs have shown so far, and the index if there was anything to write; whether there was."""
         with self._writing:
-            kept = [self._write(work) for work in works]
-            if any(kept):
-                self._write_index()
-        return any(kept)
+            kept = [self._results / work.entry.name for work in works if self._write(work)]
+            if kept:
+                self._write_index(kept)
+        return bool(kept)
 
     def _write(self, work: Work) -> bool:
         """Write what a run has shown so far; whether there was anything to write."""
@@ -220,10 +220,10 @@ class Batch:
             self._say(f"{entry.name} cannot be kept in {self._results} ({error.strerror}); make room for it there")
         return False
 
-    def _write_index(self) -> None:
+    def _write_index(self, changed: list[Path]) -> None:
         try:
             write_index(self._results)
-            draw(self._results)
+            draw(self._results, changed)
         except Exception as error:  # whatever lies among the results: the runs go on, and can be kept
             self._say(f"No new index of {self._results}: {error or type(error).__name__}")
 

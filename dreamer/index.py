@@ -19,6 +19,7 @@ BUDGETS = [
     for frames in sorted({100_000, 500_000, known["frames"]})
     if frames <= known["frames"]
 ]
+PICTURE = "curve.png"
 RECENT = 0.9  # of the frames, from which on means are taken of what was measured
 MARKS = ("<!-- scores -->", "<!-- end of scores -->")  # of the table in the README beside the folder
 
@@ -52,11 +53,14 @@ def _put_into(readme: Path, table: str) -> None:
         write_atomically(readme, lambda path: path.write_text(text))
 
 
-def draw(results: Path) -> None:
-    """`curves.png` of the same runs, a panel for each task."""
+def draw(results: Path, changed: Iterable[Path] = ()) -> None:
+    """`curves.png` of the same runs, a panel for each task, and `curve.png` in the folders of those that changed."""
     from . import plot
 
     curves = _read(results)
+    for curve in curves:
+        if curve.folder in changed:
+            plot.draw([curve], curve.folder / PICTURE)
     if curves:
         plot.draw(curves, results / "curves.png")
 
@@ -128,9 +132,21 @@ def _runs(curves: Sequence[Curve]) -> str:
                 _where(run),
                 f"{taken / 60:.1f}" if (taken := scores.minutes(curve.folder)) else "",
                 ", ".join(run.get("commits", [])),
+                f"[folder]({curve.folder.name})",
             )
         )
-    head = ("task", "size, ratio", "seed", "frames", "score", "new episodes (95 %)", "machine", "hours", "commits")
+    head = (
+        "task",
+        "size, ratio",
+        "seed",
+        "frames",
+        "score",
+        "new episodes (95 %)",
+        "machine",
+        "hours",
+        "commits",
+        "all of it",
+    )
     return _table(head, rows)
 
 

@@ -68,7 +68,9 @@ def test_a_list_is_worked_through(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     assert work(tmp_path, tmp_path / "list.csv").exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
-    assert (tmp_path / "results" / "curves.png").stat().st_size > 1000
+    results = tmp_path / "results"
+    for picture in (results / "curves.png", *(results / entry.name / "curve.png" for entry in entries)):
+        assert picture.stat().st_size > 1000
     # Nor on another machine, which has the results alone.
     shutil.rmtree(tmp_path / "runs")
     assert work(tmp_path, tmp_path / "list.csv").exit_code == 0

@@ -167,6 +167,20 @@ def test_the_index_that_is_kept_is_that_of_the_runs_that_are_kept(tmp_path):
     assert (tmp_path / "README.md").read_text() == (CURVES.parent / "README.md").read_text()
 
 
+def test_each_run_that_was_kept_has_its_picture():
+    folders = {path.parent for path in CURVES.glob("*/run.json")}
+    assert folders and folders == {path.parent for path in CURVES.glob("*/curve.png")}
+    text = (CURVES / "index.md").read_text()
+    assert all(f"[folder]({folder.name})" in text for folder in folders)
+
+
+def test_pictures_of_the_runs_that_changed(tmp_path):
+    places = [keep(tmp_path, "dmc/walker_walk", seed, {100_000: 500.0}) for seed in (0, 1)]
+    young = keep(tmp_path, "dmc/walker_walk", 2, {})
+    draw(tmp_path, [places[1], young])
+    assert [path.parent for path in tmp_path.glob("*/curve.png")] == [places[1]]
+
+
 def test_an_empty_folder(tmp_path):
     write_index(tmp_path)
     assert len((tmp_path / "index.md").read_text().split()) > 2
