@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 
 from .errors import UserMistake
-from .published import NOT_JUDGED, Band, human_normalized, number, other_protocol, passed, short, verdict, window
+from .published import (
+    NOT_JUDGED,
+    OWN_RUNS,
+    Band,
+    human_normalized,
+    in_words,
+    number,
+    other_protocol,
+    own_at,
+    passed,
+    short,
+    verdict,
+    window,
+)
 from .scores import Curve, grouped
 
 RESAMPLES = 2000
@@ -31,6 +44,7 @@ class Result:
     there: tuple[float, ...]  # the runs' scores at its frames
     verdict: str  # empty where nothing is published, or under another protocol
     protocol: tuple[str, ...]  # in what it differs from the published one
+    own: Band | None  # what this package's runs with the same settings had at the frames of the published
 
     @property
     def mean(self) -> float:
@@ -96,6 +110,7 @@ def result(runs: Sequence[Curve], frames: int) -> Result:
         there=there,
         verdict=verdict(float(np.mean(there)), band, len(there)) if band and not differing else "",
         protocol=tuple(differing),
+        own=own_at(runs[0].config, band.frames) if band and differing else None,
     )
 
 
@@ -192,6 +207,12 @@ def table(found: Sequence[Result]) -> str:
         for value in aggregates(mine):
             interval = "95% interval {:.3f} to {:.3f}".format(*value.interval) if value.interval else NO_INTERVAL
             lines.append(f"  {value.name:<18} {value.value:.3f} ({interval})")
+    kept = [
+        f"  {each.task}, {each.method}: {in_words(each.own)} at {short(each.own.frames)} frames"
+        for each in found
+        if each.own
+    ]
+    lines += [f"\n{OWN_RUNS}:", *kept] if kept else []
     if any(each.published for each in found):
         lines.append("\npublished: Hafner et al. 2025, training episodes, mean and standard deviation over seeds")
     return "\n".join(lines)

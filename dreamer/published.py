@@ -1,11 +1,15 @@
-"""What the published agent scores, and when (Hafner et al., Nature 2025; training episodes, mean over seeds)."""
+"""What the published agent scores, and when (Hafner et al., Nature 2025; training episodes, mean over seeds).
+
+And what runs of this package have scored, with settings that nobody has published.
+"""
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from .config import PROTOCOLS, Config, unusual
+from .config import PROTOCOLS, Config, method, unusual
 
 CURVES = {
     "atari": "atari57.csv",
@@ -13,8 +17,10 @@ CURVES = {
     "dmc": "dmc_proprio.csv",
     "dmc_vision": "dmc_vision.csv",
 }
+OWN = "own_runs.csv"
 TOLERATED_STDS = 2.3  # a correct agent leaves so wide a band once in fifty times
 TOLERATED_SHARE = 0.15  # of the mean, since a few seeds may lie closer together than the truth does
+OWN_RUNS = "Runs of this package with these settings"
 NOT_JUDGED = "not judged, another protocol"
 ALIASES = {"cup_catch": "ball_in_cup_catch"}
 
@@ -46,18 +52,30 @@ def _key(task: str) -> tuple[str, str]:
 def curve(task: str, method: str = "dreamerv3") -> list[Band]:
     """The published curve of a task, in order of frames; empty where there is none."""
     suite, key = _key(task)
-    if suite not in CURVES:
-        return []
+    return _bands(CURVES[suite], key, method) if suite in CURVES else []
+
+
+def own(config: Config) -> list[Band]:
+    """The curve of this package's runs on the same task with the same settings; empty where there is none."""
+    return _bands(OWN, config.task, method(config))
+
+
+def _bands(file: str, task: str, method: str) -> list[Band]:
     bands = [
         Band(
             int(row["frames"]),
             int(row["seeds"]),
             *(float(row[name] or 0) for name in ("mean", "min", "max", "stdev")),  # one seed has no deviation
         )
-        for row in _rows(CURVES[suite])
-        if row["task"] == key and row["method"] == method
+        for row in _rows(file)
+        if row["task"] == task and row["method"] == method
     ]
     return sorted(bands, key=lambda band: band.frames)
+
+
+def own_at(config: Config, frames: int) -> Band | None:
+    """What `own` has at exactly so many frames, as at each published score that it has come to."""
+    return next((band for band in own(config) if band.frames == frames), None)
 
 
 def passed(task: str, begin: float, end: float) -> Band | None:
@@ -99,11 +117,25 @@ def size(task: str) -> str:
 
 def standing(config: Config, band: Band, score: float) -> str:
     """The score of one seed beside the published one; judged only where the protocol is the same, else that is told."""
-    seen = f"{band.seeds} seed{'s' * (band.seeds != 1)}"
     there = f"{number(band.mean)} +- {number(band.std, 3)}"
-    text = f"at {short(band.frames)} frames: {number(score)}; published {there} ({seen}): "
+    text = f"at {short(band.frames)} frames: {number(score)}; published {there} ({_seeds([band])}): "
     differing = other_protocol(config)
-    return text + (f"{NOT_JUDGED}: {'; '.join(differing)}" if differing else verdict(score, band, 1))
+    if not differing:
+        return text + verdict(score, band, 1)
+    text += f"{NOT_JUDGED}: {'; '.join(differing)}"
+    mine = own_at(config, band.frames)
+    return text + (f". {OWN_RUNS}: {in_words(mine)}" if mine else "")
+
+
+def in_words(band: Band) -> str:
+    """Mean, seeds and, where there are several, range."""
+    spread = f", {number(band.low)} to {number(band.high)}" if band.seeds > 1 else ""
+    return f"{number(band.mean)} ({_seeds([band])}{spread})"
+
+
+def _seeds(bands: Iterable[Band]) -> str:
+    counts = sorted({band.seeds for band in bands})
+    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seed{'s' * (counts[-1] != 1)}"
 
 
 def standing_in_short(config: Config, band: Band, score: float) -> str:
@@ -144,10 +176,22 @@ def expectation(task: str) -> str | None:
     if not bands:
         return None
     chosen = [bands[0], bands[len(bands) // 3], bands[-1]]
-    points = ", ".join(f"{number(band.mean)} at {short(band.frames)} frames" for band in dict.fromkeys(chosen))
-    sentence = f"Published scores ({bands[-1].seeds} seeds): {points}"
+    sentence = f"Published scores ({bands[-1].seeds} seeds): {_points(dict.fromkeys(chosen))}"
     zero = passes_zero(task)
     return f"{sentence}; 0 is passed at about {short(zero)}" if zero else sentence
+
+
+def own_expectation(config: Config) -> str | None:
+    """One sentence on what has come of the same settings; None where nothing is known."""
+    bands = own(config)
+    if not bands:
+        return None
+    chosen = dict.fromkeys([bands[0], bands[len(bands) // 2], bands[-1]])
+    return f"{OWN_RUNS} ({_seeds(chosen)}): {_points(chosen)}"
+
+
+def _points(bands: Iterable[Band]) -> str:
+    return ", ".join(f"{number(band.mean)} at {short(band.frames)} frames" for band in bands)
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -27,7 +27,7 @@ from .machine import (
     limit_threads,
     total_memory,
 )
-from .published import expectation
+from .published import expectation, own_expectation
 from .replay import Replay, new_replay, row_bytes
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -174,7 +174,7 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
     waiting = smallest_capacity(config)
     rows = config.envs * -(-config.frames // (repeat * config.envs))
     updates = int((rows - waiting) * config.ratio / batch) + 1 if rows >= waiting else 0
-    expected = expectation(config.task)
+    expected = filter(None, (expectation(config.task), own_expectation(config)))
     return [
         in_words(agent.observation_spec, agent.action_spec),
         *environments.notes,
@@ -187,7 +187,7 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
         f"replay of {_amount(replay.streams * replay.rows, config, repeat)}"
         + ", on the GPU" * (replay.device.type == "cuda"),
         f"memory: {preflight.in_words(need)}",
-        *([expected] if expected else []),
+        *expected,
         "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
     ]
 

@@ -15,9 +15,21 @@ from dreamer.cli import main
 from dreamer.compare import Result, aggregates, interquartile_mean, normalize, results
 from dreamer.errors import UserMistake
 from dreamer.plot import draw, lines
-from dreamer.published import CURVES, _rows, number, other_protocol, short, standing, verdict, window
+from dreamer.published import (
+    CURVES,
+    _rows,
+    number,
+    other_protocol,
+    own,
+    own_expectation,
+    short,
+    standing,
+    verdict,
+    window,
+)
 from dreamer.published import curve as published
 from dreamer.scores import Curve, hours, minutes, minutes_per_frame, read, write_csv, write_metrics
+from tests import own_runs
 
 
 def make_run(folder: Path, pairs, task="dmc/cartpole_swingup", **given) -> Path:
@@ -163,6 +175,29 @@ def test_only_the_same_protocol_is_judged():
     assert other_protocol(own) == ["here environment.sutton=True"]
 
 
+def test_settings_that_nobody_published_have_runs_of_this_package_beside_them():
+    """The figures are those of runs/results/curves at the published frames, two seeds up to 100,000."""
+    small = configs.make_config("dmc/cartpole_swingup", size="1m", seed=7)
+    band = published("dmc/cartpole_swingup")[1]
+    said = standing(small, band, 512.0)
+    expected = ". Runs of this package with these settings: 389.7 (2 seeds, 377.1 to 402.2)"
+    assert said.endswith(f"(5 seeds): not judged, another protocol: size 12m, here 1m{expected}")
+    assert own_expectation(small) == (
+        "Runs of this package with these settings (1 to 2 seeds): 235.1 at 50 thousand frames, "
+        "535.4 at 150 thousand frames, 791.8 at 200 thousand frames"
+    )
+    slow = configs.make_config("dmc/cartpole_swingup", size="1m", settings=["ratio=128"])
+    assert own(slow) == [] and own_expectation(slow) is None
+    assert standing(slow, band, 512.0).endswith("ratio 512, here 128; size 12m, here 1m")
+    beyond = published("dmc/cartpole_swingup")[-1]
+    assert standing(small, beyond, 512.0).endswith("size 12m, here 1m")
+
+
+def test_the_runs_that_come_with_the_package_are_those_that_are_kept():
+    kept = (Path(configs.__file__).parent / "data" / "own_runs.csv").read_text()
+    assert kept == own_runs.table(own_runs.CURVES), "PYTHONPATH=. python tests/own_runs.py > dreamer/data/own_runs.csv"
+
+
 def test_every_published_curve_can_be_read():
     """Also those of a single seed, which have no deviation."""
     for suite, file in CURVES.items():
@@ -254,7 +289,7 @@ def test_aggregates_have_intervals_where_there_are_seeds():
         assert aggregate.value == pytest.approx(0.4 * 0.9255, rel=0.01)
     # As rliable has them: the mean and the median are those of the tasks' means, whatever their number of seeds.
     uneven = [
-        Result(f"dmc/{i}", "", 1, s, None, (), "", ()) for i, s in enumerate([(100.0, 300.0), (500.0,), (900.0,)])
+        Result(f"dmc/{i}", "", 1, s, None, (), "", (), None) for i, s in enumerate([(100.0, 300.0), (500.0,), (900.0,)])
     ]
     assert [round(a.value, 3) for a in aggregates(uneven)] == [0.4, 0.533, 0.5]
     assert all(a.interval is None for a in aggregates(results([make_curve(ramp(10_000, 5))])))
@@ -270,7 +305,7 @@ def test_aggregates_are_those_of_rliable():
         (500.0, 400.0, 700.0, 600.0, 900.0),
         (900.0, 1100.0, 700.0, 1300.0, 800.0),
     ]
-    found = aggregates([Result(f"dmc/{i}", "", 1, scores, None, (), "", ()) for i, scores in enumerate(tasks)])
+    found = aggregates([Result(f"dmc/{i}", "", 1, scores, None, (), "", (), None) for i, scores in enumerate(tasks)])
     assert [each.value for each in found] == pytest.approx([0.455, 0.5125, 0.445])
     low, high = zip(*(each.interval for each in found))
     assert low == pytest.approx((0.385, 0.445, 0.365), abs=0.01)
@@ -296,6 +331,11 @@ def test_compare_from_the_command_line(tmp_path):
     for single in ([*folders[:1], *folders[2:]], folders[::2]):
         lines_ = CliRunner().invoke(main, ["compare", *single]).stdout
         assert "interquartile mean" in lines_ and "(no interval, since a task has one seed)" in lines_
+    assert "Runs of this package" not in result.stdout  # where the published ones judge
+    small = str(make_run(tmp_path / "small", ramp(120_000, 500), size="1m"))
+    result = CliRunner().invoke(main, ["compare", f"mine={small}"])
+    (_, rest) = result.stdout.split("\nRuns of this package with these settings:\n")
+    assert rest.startswith("  dmc/cartpole_swingup, mine: 389.7 (2 seeds, 377.1 to 402.2) at 100 thousand frames\n")
     shorter = str(make_run(tmp_path / "shorter", ramp(60_000, 500), task="dmc/cheetah_run"))
     result = CliRunner().invoke(main, ["compare", *folders, shorter])
     assert "over 3 tasks at 60,000 to 100,000 frames; --frames N sets them all to one:" in result.stdout
