@@ -21,6 +21,11 @@ BUDGETS = [
 ]
 PICTURE = "curve.png"
 RECENT = 0.9  # of the frames, from which on means are taken of what was measured
+NOTES = {
+    "Over tasks": "Of normalised scores; the interval resamples the seeds of each task.\n\n",
+    "Time to score": "Until the mean of the training episodes, over the window of the published scores, is as high as "
+    "one of them for the first time; it may fall again. Wall-clock minutes of training.\n\n",
+}
 MARKS = ("<!-- scores -->", "<!-- end of scores -->")  # of the table in the README beside the folder
 
 
@@ -38,7 +43,7 @@ def write_index(results: Path) -> None:
         "Over tasks": _aggregates(curves),
         "Time to score": _times(curves),
     }
-    text = "\n".join(f"## {name}\n\n{lines}" for name, lines in sections.items() if lines)
+    text = "\n".join(f"## {name}\n\n{NOTES.get(name, '')}{lines}" for name, lines in sections.items() if lines)
     write_atomically(results / "index.md", lambda path: path.write_text(text))
     _put_into(results.parent / "README.md", table)
 
