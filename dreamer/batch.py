@@ -141,6 +141,10 @@ class Batch:
         folder = self._runs / entry.name
         before = scores.run_record(self._results / entry.name)
         if before.get("frames", 0) > record.frames(folder):  # that was another run, whose folder is no more
+            other = (
+                f"{self._results / entry.name} holds {before['frames']:,} frames of a run that {self._runs} has lost"
+            )
+            self._say(f"{other}; the one that now begins is kept once it is longer")
             before = {}
         work = self._running[entry.name] = Work(entry, before, record.commit(), before.get("evaluation"))
         try:

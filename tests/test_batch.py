@@ -89,6 +89,7 @@ def test_a_longer_curve_is_not_replaced(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "runs")
     result = work(tmp_path, path)
     assert result.exit_code == 0 and "holds a longer curve" in result.stderr
+    assert result.stderr.count(f"holds 1,000 frames of a run that {tmp_path / 'runs'} has lost; the one that now") == 1
     assert (place / "scores.csv").read_text() == "frames,score\n900,7\n"
 
 
