@@ -512,9 +512,7 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
         signal.signal(name, signal.default_int_handler)
     if minutes is not None and math.isnan(minutes):
         raise UserMistake("--minutes nan is no time; give a number above 0, or leave it out")
-    entries = read(file)
-    for task in dict.fromkeys(entry.task for entry in entries):
-        own_envs().check_name(task)
+    entries = read(file, own_envs().check_name)
     work = Batch(entries, runs, results, at_once, minutes, device, Terminal().say)
     if work.work():
         raise SystemExit(1)

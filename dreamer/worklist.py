@@ -6,6 +6,7 @@
 import csv
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class Entry:
         return ["train", *options, *words, "--run", str(folder), "--device", device]
 
 
-def read(path: Path) -> list[Entry]:
-    """The entries of a list.
+def read(path: Path, check_task: Callable[[str], None] = lambda task: None) -> list[Entry]:
+    """The entries of a list; `check_task` raises a ValueError for a task that there is not.
 
     Raises:
         UserMistake: it cannot be read, or a line is none.
@@ -75,6 +76,7 @@ def read(path: Path) -> list[Entry]:
     for (number, _), row in zip(lines[1:], cells[1:]):
         try:
             entry = _entry(dict(zip(cells[0], row)), too_many=row[len(cells[0]) :])
+            check_task(entry.task)
             run = entry.task, configs.method(entry.config), entry.seed
         except ValueError as error:
             raise UserMistake(f"{path}, line {number}: {error}") from error

@@ -384,6 +384,13 @@ def test_lists_that_cannot_be_used(tmp_path, lines, named):
     assert result.exit_code == 2 and "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
 
 
+def test_a_task_that_there_is_not_is_named_with_its_line(tmp_path):
+    result = work(tmp_path, write(tmp_path, "dmc/walker_walk,0,1m,1,30,", "dmc/walker_wlak,0,1m,1,30,"))
+    assert result.exit_code == 2
+    assert "line 3: There is no task 'dmc/walker_wlak'. Did you mean 'walker_walk'?" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("head", "named"),
     [
