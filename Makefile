@@ -21,15 +21,17 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # With the Python that is there if it has all that is needed, as on a machine that reaches no package index.
-NEEDED := torch, gymnasium, ale_py, dm_control, tensorboard, click, matplotlib, pytest, hypothesis
-find_python = if $(PYTHON) -c "import $(NEEDED)" 2>/dev/null; then python=$(PYTHON); \
+COMMA := ,
+NEEDED := torch, gymnasium, ale_py, dm_control, tensorboard, click, matplotlib
+find_python = if $(PYTHON) -c "import $(NEEDED)$(2)" 2>/dev/null; then python=$(PYTHON); \
 	else $(MAKE) $(1) && python=$(BIN)/python; fi
 
 evidence:
-	@$(call find_python,$(VENV)/installed) && $$python -m dreamer batch $(LIST) $(ARGS)
+	@$(call find_python,$(VENV)/installed) && { $$python -m dreamer batch $(LIST) $(ARGS); ended=$$?; \
+	PYTHONPATH=.:$$PYTHONPATH $$python tests/own_runs.py >own_runs.csv && mv own_runs.csv dreamer/data; exit $$ended; }
 
 gpu:
-	@$(call find_python,$(VENV)/installed-test) && \
+	@$(call find_python,$(VENV)/installed-test,$(COMMA) pytest$(COMMA) hypothesis) && \
 	PYTHONPATH=.:$$PYTHONPATH $$python tests/gpu_report.py $(ARGS)
 
 lint: $(VENV)/installed-test

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from . import published, record, scores
@@ -81,14 +82,25 @@ class Batch:
         self._writing = threading.Lock()
         self._running: dict[str, Work] = {}
         self._failed: list[str] = []
+        self._unkept: set[str] = set()  # what they have shown is newer than what could be written
 
     def work(self) -> list[str]:
-        """Returns the names of the runs that ended by an error; what each has said is in a `.txt` beside its folder."""
+        """Returns the names of the runs that ended by an error or could not be kept.
+
+        What each has said is in a `.txt` beside its folder.
+
+        Raises:
+            UserMistake: a folder cannot be written to.
+        """
         for folder in (self._runs, self._results):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserMistake(f"{folder} cannot be made ({error.strerror}); give another folder") from error
+            try:
+                TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise UserMistake(f"{folder} cannot be written to ({error.strerror}); give another folder") from error
         with ThreadPoolExecutor(self._at_once) as pool:
             waiting = [pool.submit(self._run, entry) for entry in self._entries]
             try:
@@ -105,18 +117,21 @@ class Batch:
                         kept = time.monotonic()
                         self._keep(*list(self._running.values()))
             except KeyboardInterrupt:
-                self._say("Stopping, with a checkpoint each")
+                self._say(f"Stopping, with a checkpoint each, for which they have {GRACE_SECONDS:.0f} s")
             finally:
                 self._stop.set()
         for each in waiting:
             each.result()
-        return self._failed
+        self._say(f"{self._finished()} of {len(self._entries)} finished")
+        return [*self._failed, *(name for name in self._unkept if name not in self._failed)]
 
     def standing(self) -> str:
         """One line: what runs, how far it is, its score and where that lies among the published."""
         running = [self._in_words(work) for work in list(self._running.values())]
-        done = sum(self._is_done(entry) for entry in self._entries)
-        return " | ".join([f"{done} of {len(self._entries)} finished", *(running or ["nothing runs"])])
+        return " | ".join([f"{self._finished()} of {len(self._entries)} finished", *(running or ["nothing runs"])])
+
+    def _finished(self) -> int:
+        return sum(self._is_done(entry) for entry in self._entries)
 
     def _in_words(self, work: Work) -> str:
         score = standing(self._runs / work.entry.name, work.entry)
@@ -158,7 +173,8 @@ class Batch:
                 self._keep(work)
         finally:
             del self._running[entry.name]
-        self._say(f"{entry.name}: {standing(folder, entry)}")
+        if entry.name not in self._failed:
+            self._say(f"{entry.name}: {standing(folder, entry)}")
 
     def _needs_another_time(self, entry: Entry) -> float | None:
         """Minutes that a run takes, if they fit into a whole sitting but not into the rest of this one."""
@@ -215,13 +231,17 @@ class Batch:
             "evaluation": work.evaluation,
         }
         try:
-            if record.keep(folder, self._results / entry.name, made):
+            written = record.keep(folder, self._results / entry.name, made)
+            self._unkept.discard(entry.name)
+            if written:
                 return True
             self._say(f"{self._results / entry.name} holds a longer curve; that is left as it is")
         except CheckpointError:  # it has written no curve yet
             pass
         except OSError as error:
-            self._say(f"{entry.name} cannot be kept in {self._results} ({error.strerror}); make room for it there")
+            self._unkept.add(entry.name)
+            place = f"{self._results} ({error.strerror})"
+            self._say(f"{entry.name} cannot be kept in {place}; mend that, and give the same command again")
         return False
 
     def _write_index(self, changed: list[Path]) -> None:

@@ -19,6 +19,7 @@ from .stopping import StoppedAtOnce
 if TYPE_CHECKING:
     from .config import Config
     from .evaluate import Scores
+    from .worklist import Entry
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
 SEEDS = click.IntRange(0, 2**63 - 1)
@@ -498,7 +499,7 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
 
     LIST is a CSV with the columns task and seed and, where wanted, size, ratio, frames and settings. Runs that are
     finished are left alone, interrupted ones go on. With --minutes, a run that would end within so many but not in what
-    is left of them is not begun. The exit code is 1 if one ended by an error.
+    is left of them is not begun. The exit code is 1 if one ended by an error or could not be kept.
     """
     import signal
 
@@ -508,14 +509,33 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     from .stopping import asking
     from .worklist import read
 
-    for name in asking():  # a shell that starts it in the background has it ignore the first
-        signal.signal(name, signal.default_int_handler)
+    def stop(number: int, frame: Any) -> None:
+        for name in asked:  # what the runs have shown is being written: no second one may cut that short
+            signal.signal(name, lambda number, frame: None)
+        raise KeyboardInterrupt
+
+    asked = asking()
+    for name in asked:  # a shell that starts it in the background has it ignore the first
+        signal.signal(name, stop)
     if minutes is not None and math.isnan(minutes):
         raise UserMistake("--minutes nan is no time; give a number above 0, or leave it out")
-    entries = read(file, own_envs().check_name)
+    entries = read(file, _check_entry)
     work = Batch(entries, runs, results, at_once, minutes, device, Terminal().say)
     if work.work():
         raise SystemExit(1)
+
+
+def _check_entry(entry: "Entry") -> None:
+    """Raise a ValueError if there is no such task or option; what only making it tells is tried, once."""
+    config, package = entry.config, own_envs()
+    package.check_name(config.task, **config.environment)
+    if config.task.startswith("gym/") or ":" in config.task:
+        _try_environment(config.task, json.dumps(_options(config, drawn=False)))
+
+
+@functools.cache  # which wants what can be hashed
+def _try_environment(task: str, options: str) -> None:
+    own_envs().make(task, **json.loads(options)).close()
 
 
 @main.command()

@@ -94,11 +94,10 @@ def result(runs: Sequence[Curve], frames: int) -> Result:
     """Of runs that differ in their seed alone, at so many frames; errors as of `results`."""
     task = runs[0].config.task
     for run in runs:
-        if run.end < window(task) * frames:
+        if run.end < frames:
             raise UserMistake(f"{run.folder} has no score at {frames:,} frames; it ends at {run.end:,}")
-    reached = min(frames, *(run.end for run in runs))
     begun = max(run.frames[0] for run in runs) if all(len(run.frames) for run in runs) else frames
-    band = passed(task, begun, reached)
+    band = passed(task, begun, frames)
     there = _scores(runs, band.frames) if band else ()
     differing = other_protocol(runs[0].config) if band else []
     return Result(

@@ -54,8 +54,8 @@ class Entry:
         return ["train", *options, *words, "--run", str(folder), "--device", device]
 
 
-def read(path: Path, check_task: Callable[[str], None] = lambda task: None) -> list[Entry]:
-    """The entries of a list; `check_task` raises a ValueError for a task that there is not.
+def read(path: Path, check: Callable[[Entry], None] = lambda entry: None) -> list[Entry]:
+    """The entries of a list; `check` raises a ValueError for one that cannot be run.
 
     Raises:
         UserMistake: it cannot be read, or a line is none.
@@ -76,7 +76,7 @@ def read(path: Path, check_task: Callable[[str], None] = lambda task: None) -> l
     for (number, _), row in zip(lines[1:], cells[1:]):
         try:
             entry = _entry(dict(zip(cells[0], row)), too_many=row[len(cells[0]) :])
-            check_task(entry.task)
+            check(entry)
             run = entry.task, configs.method(entry.config), entry.seed
         except ValueError as error:
             raise UserMistake(f"{path}, line {number}: {error}") from error

@@ -88,13 +88,7 @@ def make(task: str, /, *, repeat: int | None = None, seed: int | None = None, **
     Raises TaskError with one plain sentence for whatever the caller can mend.
     """
     suite, name = _find(task)
-    known = suite.options
-    for option, value in options.items():
-        if option in known:
-            _check_type(option, value, known[option])
-        elif not suite.takes_any_option:
-            allowed = f"it has {', '.join(known)}" if known else "it has none"
-            raise TaskError(f"{suite.name} tasks have no option '{option}' ({allowed}).{did_you_mean(option, known)}")
+    _check_options(suite, options)
     if repeat is not None:
         if type(repeat) is not int or repeat < 1:
             raise TaskError(f"repeat={repeat!r} is not possible: use a whole number from 1.")
@@ -104,12 +98,26 @@ def make(task: str, /, *, repeat: int | None = None, seed: int | None = None, **
     return suite.make(name, seed=seed, **options)
 
 
-def check_name(task: str) -> None:
-    """Raise TaskError if a task's name alone tells that there is none; of open suites only `make` knows."""
+def check_name(task: str, /, **options: Any) -> None:
+    """Raise TaskError if a task's name alone tells that there is none, or no such option of it.
+
+    Of open suites only `make` knows.
+    """
     suite, name = _find(task)
     known = _names(suite)
     if known and name not in known and not suite.takes_any_option:
         raise TaskError(f"There is no task '{task}'.{did_you_mean(name, known)}")
+    _check_options(suite, options)
+
+
+def _check_options(suite: Suite, options: dict[str, Any]) -> None:
+    known = suite.options
+    for option, value in options.items():
+        if option in known:
+            _check_type(option, value, known[option])
+        elif not suite.takes_any_option:
+            allowed = f"it has {', '.join(known)}" if known else "it has none"
+            raise TaskError(f"{suite.name} tasks have no option '{option}' ({allowed}).{did_you_mean(option, known)}")
 
 
 def wants_processes(task: str) -> bool:

@@ -247,8 +247,11 @@ def test_what_cannot_be_kept_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "keep", full)
     (entry,) = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}"))
     said = []
-    assert make_batch(tmp_path, entry, say=said.append).work() == []
+    assert make_batch(tmp_path, entry, say=said.append).work() == [entry.name]
     assert said[0].startswith(f"{entry.name} cannot be kept in {tmp_path / 'results'} (No space left on device)")
+    assert said[-1] == "0 of 1 finished"
+    monkeypatch.undo()
+    assert make_batch(tmp_path, entry, say=said.append).work() == [] and said[-1] == "1 of 1 finished"
 
 
 def test_what_an_environment_prints_is_no_score(tmp_path, monkeypatch):
@@ -310,7 +313,9 @@ def test_a_terminal_that_closes_stops_the_runs(tmp_path):
     while record.frames(tmp_path / "runs" / entry.name) == 0:
         time.sleep(0.1)
     batch_.send_signal(signal.SIGHUP)
-    batch_.wait(120)
+    time.sleep(0.3)
+    batch_.send_signal(signal.SIGINT)  # which cuts nothing short
+    assert batch_.wait(120) == 0
     with RunFolder(tmp_path / "runs" / entry.name).lock():  # nobody trains there any more
         assert scores.run_record(tmp_path / "results" / entry.name)["frames"] > 0
 
@@ -327,13 +332,16 @@ def test_code_within_a_repository_of_somebody_else_has_no_commit(tmp_path, monke
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
-    path = write(tmp_path, f"nowhere:Nothing,0,1m,1,30,{SETTINGS}", f"gym/CartPole-v1,0,1m,1,30,{SETTINGS}")
+    path = write(tmp_path, f"gym/CartPole-v1,1,1m,1,30,{SETTINGS}", f"gym/CartPole-v1,0,1m,1,30,{SETTINGS}")
+    broken, good = read(path)
+    (tmp_path / "runs" / broken.name).mkdir(parents=True)
+    (tmp_path / "runs" / broken.name / "thesis.tex").touch()
     result = work(tmp_path, path)
     assert result.exit_code == 1 and "Traceback" not in result.stderr
-    broken, good = read(path)
     text = tmp_path / "runs" / f"{broken.name}.txt"
     why = text.read_text().splitlines()[-1]
-    assert why.startswith("dreamer: ") and "nowhere" in why
+    assert why.startswith("dreamer: ") and broken.name in why
+    assert f"{broken.name}: begins" not in result.stderr and result.stderr.endswith("1 of 2 finished\n")
     assert f"{broken.name} ended by an error, see {text}: {why}" in result.stderr
     assert (tmp_path / "results" / good.name / "scores.csv").exists()
 
@@ -384,13 +392,6 @@ def test_lists_that_cannot_be_used(tmp_path, lines, named):
     assert result.exit_code == 2 and "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
 
 
-def test_a_task_that_there_is_not_is_named_with_its_line(tmp_path):
-    result = work(tmp_path, write(tmp_path, "dmc/walker_walk,0,1m,1,30,", "dmc/walker_wlak,0,1m,1,30,"))
-    assert result.exit_code == 2
-    assert "line 3: There is no task 'dmc/walker_wlak'. Did you mean 'walker_walk'?" in result.stderr
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize(
     ("head", "named"),
     [
@@ -430,7 +431,28 @@ def test_a_list_that_is_not_there(tmp_path):
     assert result.exit_code == 2 and "cannot be read" in result.stderr
 
 
-def test_tasks_that_are_none_are_known_at_once(tmp_path):
-    result = work(tmp_path, write(tmp_path, "gym/CartPole-v1,0,1m,1,30,", "dmc/walker_wlk,0,1m,1,30,"))
-    assert result.exit_code == 2 and "Did you mean 'walker_walk'?" in result.stderr
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("dmc/walker_wlk,0,1m,1,30,", "There is no task 'dmc/walker_wlk'. Did you mean 'walker_walk'?"),
+        ("gym/CartPool-v1,0,1m,1,30,", "Gymnasium has no environment 'CartPool-v1'"),
+        ("nothing:There,0,1m,1,30,", "nothing"),
+        ("atari/pong,0,1m,1,30,environment.stick=0", "atari tasks have no option 'stick'"),
+        ("tests.cover:Ball,0,1m,1,30,environment.wind=3", "tests.cover"),
+    ],
+)
+def test_what_cannot_be_run_is_known_at_once(tmp_path, line, named):
+    result = work(tmp_path, write(tmp_path, "gym/CartPole-v1,0,1m,1,30,", line))
+    assert result.exit_code == 2 and "line 3: " in result.stderr and named in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_folders_that_cannot_be_written_to_are_known_at_once(tmp_path, monkeypatch):
+    (entry,) = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}"))
+
+    def refused(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(batch, "TemporaryFile", refused)
+    with pytest.raises(UserMistake, match=r"runs cannot be written to \(Read-only file system\); give another"):
+        make_batch(tmp_path, entry).work()
