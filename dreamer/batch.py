@@ -38,8 +38,8 @@ EPISODES = 10  # of the evaluation at the end
 class Work:
     """A run that is under way.
 
-    before: its record, of a run that goes on. commit: of the code that it goes on with. evaluation: the last there was,
-    with the frames after which; None if none.
+    before: how it was made until now, of a run that goes on. commit: of the code that it goes on with. evaluation: the
+    last there was, with the frames after which; None if none.
     """
 
     entry: Entry
@@ -154,20 +154,18 @@ class Batch:
             self._say(f"{entry.name} takes some {needed:.0f} minutes, and is left for another time")
             return
         folder = self._runs / entry.name
-        before = scores.run_record(self._results / entry.name)
-        if before.get("frames", 0) > record.frames(folder):  # that was another run, whose folder is no more
-            other = (
-                f"{self._results / entry.name} holds {before['frames']:,} frames of a run that {self._runs} has lost"
-            )
-            self._say(f"{other}; the one that now begins is kept once it is longer")
-            before = {}
+        before = record.made_so_far(folder)
+        kept = scores.run_record(self._results / entry.name).get("frames", 0)
+        if kept > record.frames(folder):
+            other = f"{self._results / entry.name} holds {kept:,} frames of a run that {self._runs} has lost"
+            self._say(f"{other}; the one that is there now is kept once it is longer")
         work = self._running[entry.name] = Work(entry, before, record.commit(), before.get("evaluation"))
         try:
             if not self._is_trained(entry):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._process(entry, entry.command(folder, self._device), subprocess.DEVNULL)
-            kept = self._keep(work)  # before anything else can go wrong
-            if kept and self._is_trained(entry) and not self._stop.is_set():
+            is_kept = self._keep(work)  # before anything else can go wrong
+            if is_kept and self._is_trained(entry) and not self._stop.is_set():
                 work.evaluates = True
                 work.evaluation = self._evaluate(entry) or work.evaluation
                 self._keep(work)
@@ -226,11 +224,11 @@ class Batch:
             "commits": list(dict.fromkeys([*before.get("commits", []), work.commit])),
             "machine": "; ".join(machines),
             "at_once": max(self._at_once, before.get("at_once", 1)),
-            "minutes": round(scores.minutes(folder), 4),
             "finished": self._is_trained(entry),
             "evaluation": work.evaluation,
         }
         try:
+            record.remember(folder, made)
             written = record.keep(folder, self._results / entry.name, made)
             self._unkept.discard(entry.name)
             if written:

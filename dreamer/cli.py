@@ -471,7 +471,10 @@ def compare(runs: tuple[str, ...], frames: int | None, as_json: bool) -> None:
     from . import compare as comparison
     from .scores import named
 
-    found = comparison.results([named(run) for run in runs], frames)
+    curves = [named(run) for run in runs]
+    found = comparison.results(curves, frames)
+    for sentence in [] if frames else comparison.cut_short(curves):
+        click.echo(sentence, err=True)
     click.echo(json.dumps(comparison.to_json(found)) if as_json else comparison.table(found))
 
 

@@ -90,16 +90,33 @@ def results(curves: Sequence[Curve], frames: int | None = None) -> list[Result]:
     return [result(runs, frames or ends[task]) for (task, _), runs in grouped(curves).items()]
 
 
+def cut_short(curves: Sequence[Curve]) -> list[str]:
+    """A sentence for each task of which a young run keeps the scores of longer ones from being seen."""
+    said = []
+    for task in sorted({curve.config.task for curve in curves}):
+        runs = sorted((curve for curve in curves if curve.config.task == task), key=lambda curve: curve.end)
+        first, last = runs[0], runs[-1]
+        if first.end < window(task) * last.end:
+            at = f"{task} is compared at {first.end:,} frames, where {first.folder} ends"
+            said.append(f"{at}; leave it out to compare later scores, up to {last.end:,}")
+    return said
+
+
 def result(runs: Sequence[Curve], frames: int) -> Result:
     """Of runs that differ in their seed alone, at so many frames; errors as of `results`."""
     task = runs[0].config.task
     for run in runs:
         if run.end < frames:
-            raise UserMistake(f"{run.folder} has no score at {frames:,} frames; it ends at {run.end:,}")
+            raise UserMistake(
+                f"{run.folder} has no score at {frames:,} frames; it ends at {run.end:,}: give fewer, or leave it out"
+            )
     begun = max(run.frames[0] for run in runs) if all(len(run.frames) for run in runs) else frames
     band = passed(task, begun, frames)
     there = _scores(runs, band.frames) if band else ()
     differing = other_protocol(runs[0].config) if band else []
+    own = own_at(runs[0].config, band.frames) if band and differing else None
+    if own and own.seeds == len(there) and abs(own.mean - float(np.mean(there))) < 0.01:
+        own = None  # these are they
     return Result(
         task=task,
         method=runs[0].method,
@@ -109,7 +126,7 @@ def result(runs: Sequence[Curve], frames: int) -> Result:
         there=there,
         verdict=verdict(float(np.mean(there)), band, len(there)) if band and not differing else "",
         protocol=tuple(differing),
-        own=own_at(runs[0].config, band.frames) if band and differing else None,
+        own=own,
     )
 
 

@@ -164,6 +164,7 @@ def _where(run: dict[str, object]) -> str:
 def _learned(curves: Sequence[Curve]) -> str:
     """Halfway and at the end of each run: what tells a task that works from one that does not."""
     shown = {
+        "decoder loss": "loss/decoder",
         "reward loss": "loss/reward",
         "KL (free: 1)": "world_model/kl",
         "entropy": "behavior/entropy",
@@ -177,10 +178,16 @@ def _learned(curves: Sequence[Curve]) -> str:
         measured = scores.metrics(curve.folder)
         for frames in (curve.end // 2, curve.end) if measured else ():
             here = [each for each in measured if RECENT * frames < each["frames"] <= frames]
-            means = {key: [each[name] for each in here if name in each] for key, name in shown.items()}
+            means = {key: _of(name, here) for key, name in shown.items()}
             run = f"`{curve.config.task}`", curve.method, str(curve.config.seed), f"{frames:,}"
             rows.append((*run, *(number(float(np.mean(found)), 3) if found else "" for found in means.values())))
     return _table(("task", "size, ratio", "seed", "frames", *shown), rows) if rows else ""
+
+
+def _of(name: str, rows: Sequence[dict[str, float]]) -> list[float]:
+    """A quantity of each row that has it, the sum over its keys where it is measured for each."""
+    found = [[value for key, value in row.items() if key == name or key.startswith(f"{name}/")] for row in rows]
+    return [sum(values) for values in found if values]
 
 
 def _aggregates(curves: Sequence[Curve]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ POINTS = 300  # of a line, at most
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe and Ito)
 STYLES = ("-", "-.", ":")  # for more than these
 PUBLISHED, BASELINE = "#555555", "#AAAAAA"
-COLUMNS = 4  # at most
+COLUMNS = 3  # at most, to be read across a page
 SIZE = (4.2, 3.0)  # inches of a panel
 LETTERS, LETTER_HEIGHT = 17, 0.15  # of the legend's font: how many to an inch, and inches from line to line
 PPO, DREAMER = "PPO, published", "DreamerV3, published"
 EXPLAINED = (
-    "lines: mean of the episodes in the last 10 or 15 % of the frames, as published; thin: a seed that went on",
+    "lines: mean of the episodes in the last 10 or 15 % of the frames, as published",
     "dots: single episodes; shaded: from the lowest to the highest seed",
 )
+WENT_ON = "thin lines: seeds that went on"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Line:
     """
 
     method: str
-    seeds: str  # in words
+    seeds: tuple[int, ...]
     frames: np.ndarray
     mean: np.ndarray
     low: np.ndarray
@@ -72,7 +74,7 @@ def lines(curves: Sequence[Curve]) -> list[Line]:
         result.append(
             Line(
                 method=method,
-                seeds=f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].config.seed}",
+                seeds=tuple(run.config.seed for run in runs),
                 frames=frames,
                 mean=scores.mean(0),
                 low=scores.min(0),
@@ -108,11 +110,12 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         if not len(curve.frames):
             raise UserMistake(f"{curve.folder} has no episode yet; wait until one has ended, or leave it out")
         tasks.setdefault(curve.config.task, []).append(curve)
-    methods = list(dict.fromkeys(curve.method for curve in curves))
+    # The most common first, so that it looks the same in all pictures.
+    methods = [method for method, _ in Counter(curve.method for curve in curves).most_common()]
     looks = {
         method: (COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]) for i, method in enumerate(methods)
     }
-    columns = min(COLUMNS, len(tasks) if len(tasks) <= 3 else math.ceil(math.sqrt(len(tasks))))
+    columns = min(COLUMNS, len(tasks) if len(tasks) != 4 else 2)
     rows = -(-len(tasks) // columns)
     style: dict[Any, Any] = {
         "font.size": 9,
@@ -121,7 +124,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         "svg.hashsalt": "dreamer",  # the same picture is the same file
     }
     ncols, letters = 1 if columns == 1 else 2, int(LETTERS * SIZE[0] * columns)
-    explained = "\n".join(textwrap.fill(line, letters) for line in EXPLAINED)
+    ours = {task: lines(runs) for task, runs in tasks.items()}
+    went_on = any(line.further for drawn in ours.values() for line in drawn)
+    explained = "\n".join(textwrap.fill(line, letters) for line in (*EXPLAINED, *[WENT_ON] * went_on))
     wrapped = {method: textwrap.fill(method, letters // ncols - 12) for method in methods}
     names = sum(name.count("\n") + 1.4 for name in [PPO, DREAMER, *wrapped.values()])  # with the gaps between them
     height = SIZE[1] * rows + LETTER_HEIGHT * (explained.count("\n") + 1 + math.ceil(names / ncols))
@@ -130,7 +135,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             rows, columns, figsize=(SIZE[0] * columns, height), squeeze=False, layout="constrained"
         )
         for i, (panel, (task, runs)) in enumerate(zip(axes.flat, tasks.items())):
-            _draw_panel(panel, task, runs, looks)
+            _draw_panel(panel, task, runs, ours[task], looks)
             panel.set_xlabel("environment frames" if i + columns >= len(tasks) else "")
             panel.set_ylabel("" if i % columns else "score of training episodes")
         for panel in list(axes.flat)[len(tasks) :]:
@@ -151,29 +156,42 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         pyplot.close(figure)
 
 
-def _draw_panel(panel: Any, task: str, curves: list[Curve], looks: dict[str, tuple[str, str]]) -> None:
-    ours = lines(curves)
+def _draw_panel(
+    panel: Any, task: str, curves: list[Curve], ours: list[Line], looks: dict[str, tuple[str, str]]
+) -> None:
     baseline, agent = published(task, "ppo_fixhp"), published(task)
-    # As far as the first published score, for a run that is not there yet.
-    right = 1.02 * max([curve.end for curve in curves] + [bands[0].frames for bands in (baseline, agent) if bands])
+    # Beyond the first published score, for a run that is not there yet.
+    right = max(
+        [1.02 * curve.end for curve in curves] + [1.2 * bands[0].frames for bands in (baseline, agent) if bands]
+    )
     if baseline:
         _draw_bands(panel, baseline, right, PPO, BASELINE)
     if agent:
         _draw_bands(panel, agent, right, DREAMER, PUBLISHED)
     for curve in curves:
         panel.plot(curve.frames, curve.scores, ".", color=looks[curve.method][0], alpha=0.5, ms=4, mec="none")
-    for line in ours:
+    for line in sorted(ours, key=lambda line: -max(curve.end for curve in curves if curve.method == line.method)):
+        # The longest first: what is shorter stays in sight.
         color, style = looks[line.method]
         panel.fill_between(line.frames, line.low, line.high, color=color, alpha=0.25, lw=0)
         panel.plot(line.frames, line.mean, color=color, lw=1.8, ls=style, label=line.method)
         for frames, scores in line.further:
             panel.plot(frames, scores, color=color, lw=0.9, ls=style)
-    title = f"{task}, {' and '.join(dict.fromkeys(line.seeds for line in ours))}"
+    title = f"{task}, {_seeds(ours)}"
     panel.set_title(f"{title}\n{_of_published(task, agent, right)}" if agent else title, fontsize=9)
     panel.set_xlim(0, right)
     panel.xaxis.set_major_locator(_ticks(5))
     panel.xaxis.set_major_formatter(lambda value, _: _frames(value))
     panel.grid(alpha=0.2, lw=0.6)
+
+
+def _seeds(ours: Sequence[Line]) -> str:
+    """In words, of all lines."""
+    if len({line.seeds for line in ours}) == 1:
+        return f"{len(ours[0].seeds)} seeds" if len(ours[0].seeds) > 1 else f"seed {ours[0].seeds[0]}"
+    counts = sorted({len(line.seeds) for line in ours})
+    several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return f"{several} seed{'s' * (counts != [1])} each"
 
 
 def _of_published(task: str, bands: Sequence[Band], right: float) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from . import scores
-from .checkpoint import write_atomically
+from .checkpoint import CheckpointError, write_atomically
 from .config import Config
 from .machine import choose_device, choose_dtype, usable_cores, why_not_compile
 
 TIMES = 200  # points of `times.csv`
 POINTS = 100  # of `metrics.csv`
+MADE = "record.json"  # in the run's own folder
 
 
 def frames(folder: Path) -> int:
@@ -26,34 +27,55 @@ def frames(folder: Path) -> int:
     return int(found.get("rows", 0) * found.get("repeat", 0))
 
 
+def made_so_far(folder: Path) -> dict[str, Any]:
+    """How the run in a folder was made in earlier sittings, as `remember` has it; empty if there was none."""
+    try:
+        found = json.loads((folder / MADE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember(folder: Path, made: dict[str, Any]) -> None:
+    """In the run's own folder, so that it is lost with the run alone."""
+    if (folder / "config.json").is_file():
+        write_atomically(folder / MADE, lambda path: path.write_text(json.dumps(made, indent=2) + "\n"))
+
+
 def keep(folder: Path, place: Path, made: dict[str, Any]) -> bool:
-    """Write what a run's folder shows into `place`; `made`: how it was made.
+    """Write what a run's folder shows, up to its newest checkpoint, into `place`; `made`: how it was made.
+
+    What came after the checkpoint would be made again where the run is not ended as it should be.
 
     Returns:
         No if what is there already is longer, which is left alone.
 
     Raises:
-        CheckpointError: the run has no curve yet.
+        CheckpointError: the run has no curve yet, or no checkpoint.
     """
-    curve = scores.read(folder)
-    if scores.run_record(place).get("frames", 0) > frames(folder):
+    curve, seen = scores.read(folder), frames(folder)
+    if not seen:
+        raise CheckpointError(f"{folder} has no checkpoint yet")
+    if scores.run_record(place).get("frames", 0) > seen:
         return False
+    times = [(frames, hours) for frames, hours in scores.hours(folder) if frames <= seen]
     place.mkdir(parents=True, exist_ok=True)
     # Before the curve, which the index takes a folder by.
     write_atomically(place / "config.json", lambda path: path.write_text((folder / "config.json").read_text()))
-    write_atomically(place / "scores.csv", lambda path: scores.write_csv(curve, path))
-    write_atomically(place / "times.csv", lambda path: _write_times(folder, path))
-    write_atomically(place / "metrics.csv", lambda path: scores.write_metrics(folder, path, POINTS))
-    text = json.dumps(made | {"frames": frames(folder)}, indent=2) + "\n"
+    write_atomically(place / "scores.csv", lambda path: scores.write_csv(curve.until(seen), path))
+    write_atomically(place / "times.csv", lambda path: _write_times(times, path))
+    write_atomically(place / "metrics.csv", lambda path: scores.write_metrics(folder, path, POINTS, seen))
+    taken = {"frames": seen, "minutes": round(60 * times[-1][1], 4) if times else 0.0}
+    text = json.dumps(made | taken, indent=2) + "\n"
     write_atomically(place / "run.json", lambda path: path.write_text(text))
     return True
 
 
-def _write_times(folder: Path, path: Path) -> None:
+def _write_times(times: list[tuple[int, float]], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["frames", "hours"])
-        writer.writerows((frames, f"{hours:.4f}") for frames, hours in scores.thinned(scores.hours(folder), TIMES))
+        writer.writerows((frames, f"{hours:.4f}") for frames, hours in scores.thinned(times, TIMES))
 
 
 def circumstances(config: Config, device: str, threads: int) -> dict[str, Any]:

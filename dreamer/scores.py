@@ -53,6 +53,11 @@ class Curve:
         inside = ended & (self.frames > min(window * frames, self.frames[ended].max() - 1))
         return float(self.scores[inside].mean())
 
+    def until(self, frames: int) -> "Curve":
+        """As it was after so many frames."""
+        ended = self.frames <= frames
+        return replace(self, frames=self.frames[ended], scores=self.scores[ended], seen=min(self.seen, frames))
+
     def reached(self, score: float, window: float) -> int | None:
         """Frames at which the run first has a score, as `at` has it; None if never."""
         left = np.ceil(self.frames / window).astype(np.int64)  # where each episode is no longer counted
@@ -193,14 +198,15 @@ def minutes_per_frame(path: Path) -> float | None:
     return 60 * found[-1][1] / found[-1][0] if found and found[-1][0] else None
 
 
-def write_metrics(path: Path, out: Path, points: int) -> None:
-    """What a run's own folder has measured of learning, as a table: losses, entropy, returns, norms.
+def write_metrics(path: Path, out: Path, points: int, seen: int) -> None:
+    """What a run's own folder has measured of learning in the frames `seen`: losses, entropy, returns, norms.
 
     A row is the mean over the same number of frames each, so that it stays as it is while the run goes on; so many
     `points` are a whole run. It names the last frames that are in it.
     """
     groups = ("loss/", "world_model/", "behavior/", "optimizer/")
-    lines = [line for line in _lines(path / "metrics.jsonl") if any(key.startswith(groups) for key in line)]
+    lines = [line for line in _lines(path / "metrics.jsonl") if line["frames"] <= seen]
+    lines = [line for line in lines if any(key.startswith(groups) for key in line)]
     names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(groups)))
     width = -(-RunFolder(path).config().frames // points)
     bins: dict[int, list[dict[str, Any]]] = {}

@@ -25,7 +25,7 @@ def table(results: Path) -> str:
             there = [run for run in runs if run.frames[0] <= band.frames <= run.end]
             values = [run.at(band.frames, published.window(task)) for run in there]
             if values:
-                spread = f"{np.std(values):.2f}" if len(values) > 1 else ""
+                spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
                 figures = (f"{value:.2f}" for value in (np.mean(values), min(values), max(values)))
                 writer.writerow([task, method, band.frames, len(values), *figures, spread])
     return out.getvalue()

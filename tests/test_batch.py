@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import envs
 from dreamer import batch, record, scores
 from dreamer.batch import Batch
-from dreamer.checkpoint import RunFolder
+from dreamer.checkpoint import CheckpointError, RunFolder
 from dreamer.cli import main
 from dreamer.config import to_json
 from dreamer.errors import UserMistake
@@ -89,7 +89,7 @@ def test_a_longer_curve_is_not_replaced(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "runs")
     result = work(tmp_path, path)
     assert result.exit_code == 0 and "holds a longer curve" in result.stderr
-    assert result.stderr.count(f"holds 1,000 frames of a run that {tmp_path / 'runs'} has lost; the one that now") == 1
+    assert result.stderr.count(f"holds 1,000 frames of a run that {tmp_path / 'runs'} has lost; the one that is") == 1
     assert (place / "scores.csv").read_text() == "frames,score\n900,7\n"
 
 
@@ -141,6 +141,42 @@ def test_what_is_stopped_goes_on_the_next_time(tmp_path):
     made = scores.run_record(tmp_path / "results" / entry.name)
     assert made["frames"] == frames[1] and not made["finished"] and 0 < made["minutes"] < 3
     assert made["evaluation"] is None and len(made["commits"]) == 1
+
+
+def test_a_run_that_is_begun_anew_knows_all_its_sittings(tmp_path, monkeypatch):
+    """Also while what another run has left in its place is longer, and it is not kept itself."""
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,run.checkpoint_seconds=1 {SETTINGS}")
+    (entry,) = read(path)
+    kept(tmp_path, entry, 900_000, 2.0)
+    for name in ("first", "second"):
+        monkeypatch.setattr(record, "commit", lambda name=name: name)
+        assert begun(make_batch(tmp_path, entry), entry) == []
+    place = tmp_path / "results" / entry.name
+    assert scores.run_record(place)["frames"] == 900_000
+    shutil.rmtree(place)
+    monkeypatch.setattr(record, "commit", lambda: "third")
+    assert begun(make_batch(tmp_path, entry), entry) == []
+    assert scores.run_record(place)["commits"] == ["first", "second", "third"]
+
+
+def test_what_is_kept_ends_with_the_checkpoint(tmp_path):
+    """A run that is killed makes again what came after it."""
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,60,{SETTINGS}")
+    (entry,) = read(path)
+    batch_ = make_batch(tmp_path, entry)
+    assert batch_.work() == []
+    folder, place = tmp_path / "runs" / entry.name, tmp_path / "kept"
+    with (folder / "metrics.jsonl").open("a") as file:
+        for line in ({"episode/score": 9.0}, {"loss/total": 1.0, "speed/agent_steps_per_second": 1.0}):
+            file.write(json.dumps({"frames": 99} | line) + "\n")
+    assert scores.read(folder).last == 99
+    assert record.keep(folder, place, {})
+    assert scores.read(place).end == 60 and scores.read(place).last <= 60
+    assert max(row["frames"] for row in scores.metrics(place)) <= 60
+    assert scores.hours(place)[-1][0] == 60 and scores.run_record(place)["minutes"] < 1
+    (folder / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        record.keep(folder, place, {})
 
 
 def test_to_be_stopped_while_it_starts_is_no_failure(tmp_path):

@@ -126,13 +126,14 @@ def test_an_evaluation_of_an_earlier_agent_says_so(tmp_path):
 def test_what_was_learned_halfway_and_at_the_end(tmp_path):
     place = keep(tmp_path, "dmc/walker_walk", 0, {100_000: 500.0})
     assert "had learned" not in index(tmp_path)
-    rows = ["44000,9,,70", "46000,3,,70", "50000,4,,70", "98000,2,1.25,70"]
-    (place / "metrics.csv").write_text("\n".join(["frames,world_model/kl,loss/reward,loss/actor", *rows]) + "\n")
+    rows = ["44000,9,,70,1,1", "46000,3,,70,2,8", "50000,4,,70,3,9", "98000,2,1.25,70,,5"]
+    names = "frames,world_model/kl,loss/reward,loss/actor,loss/decoder/a,loss/decoder/b"
+    (place / "metrics.csv").write_text("\n".join([names, *rows]) + "\n")
     _, found = index(tmp_path).split("## What the models and actors had learned\n\n")
     rows = [line.split(" | ")[3:] for line in found.split("\n\n")[0].splitlines()[2:]]
     assert rows == [  # of the last tenth of the frames
-        ["50,000", "", "3.5", "", "", "", "", " |"],
-        ["100,000", "1.25", "2", "", "", "", "", " |"],
+        ["50,000", "11", "", "3.5", "", "", "", "", " |"],
+        ["100,000", "5", "1.25", "2", "", "", "", "", " |"],
     ]
 
 

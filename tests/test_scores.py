@@ -14,7 +14,7 @@ from dreamer.checkpoint import CheckpointError
 from dreamer.cli import main
 from dreamer.compare import Result, aggregates, interquartile_mean, normalize, results
 from dreamer.errors import UserMistake
-from dreamer.plot import draw, lines
+from dreamer.plot import Line, _seeds, draw, lines
 from dreamer.published import (
     CURVES,
     _rows,
@@ -102,7 +102,7 @@ def test_a_run_has_seen_more_than_its_last_episode(tmp_path):
         file.write("\n" + json.dumps({"frames": 2600, "loss/total": 1.5, "speed/updates": 3}))
     curve = read(folder)
     assert (curve.last, curve.end) == (2000, 2600)
-    write_metrics(folder, tmp_path / "metrics.csv", points=500)
+    write_metrics(folder, tmp_path / "metrics.csv", points=500, seen=1_000_000)
     assert (tmp_path / "metrics.csv").read_text() == "frames,loss/total\n7,1\n2600,1.5\n"
     (folder / "metrics.jsonl").unlink()
     write_csv(curve, folder / "scores.csv")
@@ -343,10 +343,35 @@ def test_compare_from_the_command_line(tmp_path):
     (_, rest) = result.stdout.split("\nRuns of this package with these settings:\n")
     assert rest.startswith("  dmc/cartpole_swingup, mine: 389.7 (2 seeds, 377.1 to 402.2) at 100 thousand frames\n")
     shorter = str(make_run(tmp_path / "shorter", ramp(60_000, 500), task="dmc/cheetah_run"))
+    assert not result.stderr
+    young = str(make_run(tmp_path / "young", ramp(60_000, 500), seed=2))
+    result = CliRunner().invoke(main, ["compare", *folders, young])
+    assert result.stderr == (
+        f"dmc/cartpole_swingup is compared at 60,000 frames, where {young} ends; leave it out to compare later scores, "
+        "up to 100,000\n"
+    )
+    assert not CliRunner().invoke(main, ["compare", *folders, young, "--frames", "60000"]).stderr
     result = CliRunner().invoke(main, ["compare", *folders, shorter])
     assert "over 3 tasks at 60,000 to 100,000 frames; --frames N sets them all to one:" in result.stdout
     report = json.loads(CliRunner().invoke(main, ["compare", *folders, shorter, "--json"]).stdout)
     assert [entry["frames"] for entry in report["aggregates"]] == [[60_000, 100_000]] * 3
+
+
+def test_runs_are_not_set_beside_themselves():
+    kept = [own_runs.CURVES / f"dmc-cartpole_swingup-1m-ratio512-seed{seed}" for seed in (0, 1)]
+    (both,), (one,) = (results([read(folder) for folder in folders], 100_000) for folders in (kept, kept[:1]))
+    assert both.own is None and one.own.seeds == 2
+
+
+def test_a_picture_says_how_many_seeds():
+    def line(*seeds):
+        return Line("", seeds, *[np.zeros(0)] * 4, ())
+
+    assert [_seeds(each) for each in ([line(3)], [line(0, 1)], [line(0), line(0)])] == [
+        "seed 3", "2 seeds", "seed 0"
+    ]  # fmt: skip
+    assert _seeds([line(0), line(1)]) == "1 seed each"
+    assert _seeds([line(0), line(0, 1, 2)]) == "1 to 3 seeds each"
 
 
 # Drawing ---------------------------------------------------------------------------------------------------
@@ -354,7 +379,7 @@ def test_compare_from_the_command_line(tmp_path):
 
 def test_a_line_over_seeds_goes_as_far_as_all_of_them():
     (line,) = lines([make_curve(ramp(40_000, 400), seed=0), make_curve(ramp(80_000, 1600), seed=1)])
-    assert (line.method, line.seeds) == ("size 12m, ratio 512", "2 seeds")
+    assert (line.method, line.seeds) == ("size 12m, ratio 512", (0, 1))
     assert line.frames.tolist() == list(range(1000, 40_001, 1000))
     # At 40,000 frames the score of those after 34,000: what a table would show.
     assert (line.low[-1], line.high[-1], line.mean[-1]) == pytest.approx((375, 750, 562.5))
@@ -385,9 +410,9 @@ def test_methods_are_told_apart_by_what_differs():
         make_curve(ramp(10_000, 5)),
     ]
     assert [(line.method, line.seeds) for line in lines(runs)] == [
-        ("size 12m, ratio 512", "seed 0"),
-        ("size 1m, ratio 512", "seed 0"),
-        ("size 1m, ratio 512, behavior.entropy 0.003", "seed 0"),
+        ("size 12m, ratio 512", (0,)),
+        ("size 1m, ratio 512", (0,)),
+        ("size 1m, ratio 512, behavior.entropy 0.003", (0,)),
     ]
 
 
@@ -431,11 +456,13 @@ def test_what_was_measured_is_kept_as_means_that_stay(tmp_path):
         with (folder / "metrics.jsonl").open("a") as file:
             file.write("\n" + json.dumps({"frames": frames, "loss/total": frames / 10}))
         if frames == 450:
-            write_metrics(folder, out, points=5)
+            write_metrics(folder, out, points=5, seen=450)
             early = out.read_text()
     # Of 200 frames each: 1, 5, 10, 15, 20; 25 to 40; 45 so far.
     assert early == "frames,loss/total\n200,10.2\n400,32.5\n450,45\n"
-    write_metrics(folder, out, points=5)
+    write_metrics(folder, out, points=5, seen=450)  # as a run that has not saved more will begin again
+    assert out.read_text() == early
+    write_metrics(folder, out, points=5, seen=700)
     assert out.read_text() == "frames,loss/total\n200,10.2\n400,32.5\n600,52.5\n700,67.5\n"
 
 
