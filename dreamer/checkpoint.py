@@ -193,6 +193,11 @@ class Checkpoint:
                         problems[name] = f"{self.folder / name} is damaged: it is not what was saved"
             except OSError as error:
                 problems[name] = f"{self.folder / name} is missing or cannot be read ({error.strerror})"
+        if not (self.folder / "replay").is_dir() and problems:
+            raise CheckpointError(
+                f"{self.folder} has no replay/, so its agent can act but not train on: evaluate it, bring the folder "
+                "replay/ of the run, or begin anew with another --run"
+            )
         damaged = [part for part in _parts("rows", self.files) if part.name in problems]
         if damaged and len(damaged) == len(problems):
             self.first = damaged[-1].end

@@ -26,6 +26,20 @@ SEEDS = click.IntRange(0, 2**63 - 1)
 PRECISIONS = click.Choice(["auto", "float32", "bfloat16"])
 
 
+class Count(click.ParamType):
+    """A whole number from 1, as people write large ones."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        from .config import whole
+
+        with contextlib.suppress(ValueError):
+            if (number := value if isinstance(value, int) else whole(value)) >= 1:
+                return number
+        self.fail(f"{value!r} is no whole number from 1: write 500000, 500k or 5e5", param, context)
+
+
 class UserError(click.ClickException):
     """A mistake that the user can mend: one sentence, exit code 2."""
 
@@ -77,7 +91,7 @@ def main() -> None:
     "--env", "task", metavar="SUITE/TASK", help="What to learn: a name of `dreamer envs`, or your module:factory."
 )
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder; one that holds a run is continued.")
-@click.option("--frames", type=click.IntRange(min=1), help="Environment frames, action repeat included.")
+@click.option("--frames", type=Count(), help="Environment frames, action repeat included.")
 @click.option("--size", metavar="SIZE", help="Model size: 1m, 12m, 25m, 50m, 100m, 200m, 400m.")
 @click.option("--seed", type=SEEDS, help="Of parameters, environments and all random numbers.")
 @click.option("--envs", type=click.IntRange(min=1), help="Environments that step together.")
@@ -432,12 +446,31 @@ def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) 
 def _options(config: "Config", drawn: bool) -> dict[str, Any]:
     """For `envs.make`; `drawn` environments can render themselves, if they ever can."""
     options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
-    if drawn and config.task.startswith("gym/"):
-        drawable = options | {"render_mode": "rgb_array"}  # Gymnasium wants to know when it makes one
+    if drawn and (config.task.startswith("gym/") or ":" in config.task):
+        drawable = {"render_mode": "rgb_array"} | options  # Gymnasium's ways: it wants to know when it makes one
         with contextlib.suppress(own_envs().TaskError):  # it knows none; what else may be wrong will be said again
             own_envs().make(config.task, **drawable).close()
             return drawable
     return options
+
+
+@main.command()
+@click.argument("pattern", default="")
+@click.option("--env", "task", default="gym", show_default=True, metavar="SUITE", help="Whose defaults.")
+def settings(pattern: str, task: str) -> None:
+    """List what `--set` takes: each setting whose name holds PATTERN, its default, what is allowed, what it means."""
+    from .config import ALIASES, described
+
+    if (suites := own_envs().suites()).keys().isdisjoint([task.partition("/")[0]]):
+        raise UserError(f"there is no suite {task!r}; there are {', '.join(suites)}")
+    found = [each for each in described(task) if pattern.lower() in each.key or each.key == ALIASES.get(pattern)]
+    if not found:
+        raise UserError(f"no setting's name holds {pattern!r}; `dreamer settings` lists them all")
+    rows = [("setting", "default", "allowed", "")]
+    rows += [(each.key, "own" if each.default is None else f"{each.default}", *each[2:]) for each in found]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip())
 
 
 @main.command()
@@ -461,7 +494,7 @@ def plot(runs: tuple[str, ...], out: Path) -> None:
 
 @main.command()
 @click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
-@click.option("--frames", type=click.IntRange(min=1), help="Where to compare; else at the end of the shortest run.")
+@click.option("--frames", type=Count(), help="Where to compare; else at the end of the shortest run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[str, ...], frames: int | None, as_json: bool) -> None:
     """Compare the scores of RUNs with each other and with the published ones.

@@ -5,10 +5,12 @@ frames, how often an action is repeated, how much is learned from each row, how 
 """
 
 import difflib
+import inspect
 import re
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,13 +44,13 @@ class BehaviorConfig:
     horizon: int = 15  # H, imagined steps
     discount_horizon: int = 333  # gamma = 1 - 1 / 333
     trace: float = 0.95  # lambda of the returns
-    entropy: float = 3e-4
-    slow_regularizer: float = 1.0
-    slow_rate: float = 0.02
-    return_rate: float = 0.01
-    return_low: float = 0.05
-    return_high: float = 0.95
-    return_limit: float = 1.0
+    entropy: float = 3e-4  # how much the actor's entropy counts
+    slow_regularizer: float = 1.0  # how much the slow critic's prediction counts in the critic's loss
+    slow_rate: float = 0.02  # how much of the critic the slow one takes over at each update
+    return_rate: float = 0.01  # of the exponential means of two percentiles of the returns
+    return_low: float = 0.05  # the lower percentile
+    return_high: float = 0.95  # the higher one; what lies between them scales the advantages
+    return_limit: float = 1.0  # the least that advantages are divided by
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ class LossScales:
 class OptimizerConfig:
     """Adaptive gradient clipping and LaProp."""
 
-    learning_rate: float = 4e-5
+    learning_rate: float = 4e-5  # how far a weight moves at an update, about
     warmup: int = 1000  # updates
-    clip: float = 0.3
-    min_norm: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-20
+    clip: float = 0.3  # largest norm of a tensor's gradient, as a share of the tensor's own
+    min_norm: float = 1e-3  # that a tensor is taken to have at least, for clipping
+    beta1: float = 0.9  # of the momentum
+    beta2: float = 0.999  # of the mean square of the gradients
+    epsilon: float = 1e-20  # beside its root
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ class ReplayConfig:
 class RunConfig:
     """How the run goes about it; none of it changes what is computed, up to rounding."""
 
-    device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "auto"  # auto, float32, bfloat16
-    compile: bool = True
-    checkpoint_seconds: float = 300.0
-    log_seconds: float = 15.0
-    video_seconds: float = 600.0
+    device: str = "auto"  # where to compute; auto is a CUDA GPU if there is one, else the CPU
+    precision: str = "auto"  # of matrix products; auto asks the machine
+    compile: bool = True  # by torch.compile
+    checkpoint_seconds: float = 300.0  # between two checkpoints
+    log_seconds: float = 15.0  # between two points of the curves
+    video_seconds: float = 600.0  # between two videos
     restarts: int = 3  # of an environment that fails, since an episode last ended well
     patience_seconds: float = 300.0  # an environment in a process of its own that takes longer has failed
 
@@ -102,12 +104,12 @@ class RunConfig:
 @dataclass(frozen=True)
 class Config:
     task: str
-    seed: int = 0
+    seed: int = 0  # of parameters, environments and all random numbers
     frames: int = 1_000_000  # environment frames, action repeat included
-    repeat: int | None = None  # frames for each action; None is the environment's own
+    repeat: int | None = None  # frames for each action; by default the environment's own
     ratio: float = 512.0  # replayed steps for each row
-    envs: int = 1
-    size: str = "12m"
+    envs: int = 1  # environments that step together
+    size: str = "12m"  # of the model
     environment: dict[str, Any] = field(default_factory=dict)  # options of the suite
     model: ModelConfig = ModelConfig()
     behavior: BehaviorConfig = BehaviorConfig()
@@ -166,11 +168,24 @@ AT_MOST = {
     "model.classes": 256,  # the replay keeps a class in one byte
     # Ten times the largest size's: more is a slip, and would end in an allocation that fails.
     "model.deter": 120_000, "model.hidden": 20_000, "model.units": 20_000, "model.depth": 1_000, "model.stoch": 1_000,
+    "ratio": 16_384,  # many updates for each row: whoever asks to stop waits for them
     "behavior.horizon": 10_000, "replay.batch": 100_000, "replay.length": 100_000, "envs": 10_000, "seed": 2**63 - 1,
     "behavior.trace": 1, "behavior.slow_rate": 1, "behavior.return_rate": 1, "behavior.return_low": 1,
     "behavior.return_high": 1, "optimizer.beta1": 0.99999, "optimizer.beta2": 0.99999,
 }  # fmt: skip
 AT_LEAST = {"replay.length": 2}  # the replay critic learns from T - 1 steps
+ALIASES = {  # what other programs call it
+    "batch_length": "replay.length",
+    "batch_size": "replay.batch",
+    "buffer_size": "replay.capacity",
+    "gamma": "behavior.discount_horizon",
+    "lambda": "behavior.trace",
+    "lr": "optimizer.learning_rate",
+    "num_envs": "envs",
+    "seq_len": "replay.length",
+    "steps": "frames",
+    "train_ratio": "ratio",
+}
 CHOICES = {
     "size": tuple(SIZES),
     "run.device": ("auto", "cpu", "cuda", "mps"),
@@ -269,6 +284,40 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
+class Setting(NamedTuple):
+    """What `dreamer settings` says of one."""
+
+    key: str
+    default: Any
+    allowed: str  # in words; empty where any number from 0 on is
+    meaning: str  # empty where the name says it
+
+
+def described(task: str) -> list[Setting]:
+    """All settings, with the values that a task begins with."""
+    config = make_config(task)
+    parts = {"": Config} | {f"{item.name}.": type(getattr(config, item.name)) for item in fields(config)}
+    meanings = {prefix + name: text for prefix, part in parts.items() for name, text in _comments(part).items()}
+    values = flatten(config) | {key: value for key, value in _usual_options(task).items() if value is not None}
+    return [Setting(key, value, _allowed(key), meanings.get(key, "")) for key, value in values.items() if key != "task"]
+
+
+def _comments(part: type) -> dict[str, str]:
+    """What stands behind the fields of a dataclass, by their names."""
+    if not is_dataclass(part):
+        return {}
+    found = re.findall(r"^ +(\w+): [^#\n]*# *(.+)$", inspect.getsource(part), re.MULTILINE)
+    return dict(found)
+
+
+def _allowed(key: str) -> str:
+    if key in CHOICES:
+        return ", ".join(CHOICES[key])
+    least = "above 0" if key in POSITIVE else f"from {AT_LEAST[key]}" if key in AT_LEAST else ""
+    most = f"up to {AT_MOST[key]:,}" if key in AT_MOST and AT_MOST[key] < 2**62 else ""
+    return f"{least} {most}".strip()
+
+
 def unusual(config: Config) -> dict[str, tuple[Any, Any]]:
     """What is not as the task's protocol has it and changes what is learned: {key: (usual, here)}."""
     protocol = make_config(config.task)
@@ -345,7 +394,7 @@ def _with(config: Any, key: str, text: str, path: str = "") -> Any:
     head, _, rest = key.partition(".")
     names = {item.name for item in fields(config)}
     if head not in names or (is_dataclass(getattr(config, head)) != bool(rest) and head != "environment"):
-        raise ConfigError(_unknown(path + key))
+        raise ConfigError(_unknown(path + key, config.task if isinstance(config, Config) else ""))
     value = getattr(config, head)
     if is_dataclass(value):
         return replace(config, **{head: _with(value, rest, text, f"{path}{head}.")})
@@ -356,11 +405,13 @@ def _with(config: Any, key: str, text: str, path: str = "") -> Any:
     return replace(config, **{head: _parse(path + head, text, typing.get_type_hints(type(config))[head])})
 
 
-def _unknown(key: str) -> str:
-    known = list(flatten(Config(task="")))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    by_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"there is no setting {key!r}; the nearest is {(by_name or close)[0]!r}"
+def _unknown(key: str, task: str) -> str:
+    known, last = [*flatten(Config(task="")), *_usual_options(task)], key.rpartition(".")[2]
+    by_name = [name for name in known if name == ALIASES.get(last) or name.rpartition(".")[2] == last]
+    close = by_name or difflib.get_close_matches(key, known, n=1)
+    if not close:
+        return f"there is no setting {key!r}; `dreamer settings` lists them"
+    return f"there is no setting {key!r}; the nearest is {close[0]!r}"
 
 
 def _parse(key: str, text: str, kind: type) -> Any:
@@ -371,11 +422,21 @@ def _parse(key: str, text: str, kind: type) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is int:
-            return int(text.replace("_", ""))
+            return whole(text)
         return float(text)
     except (KeyError, ValueError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise ConfigError(f"{key}={text} is not {wanted}") from None
+
+
+def whole(text: str) -> int:
+    """A whole number as people write large ones: 500000, 500_000, 5e5, 500k, 0.5M. Raises ValueError for others."""
+    plain = text.strip().replace("_", "")
+    parts = re.fullmatch(r"([+-]?\d*\.?\d+(?:e\+?\d{1,2})?)([km]?)", plain, re.IGNORECASE)
+    value = Fraction(parts[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[parts[2].lower()] if parts else Fraction(1, 2)
+    if value.denominator != 1:
+        raise ValueError(f"{text} is no whole number")
+    return int(value)
 
 
 def _literal(text: str) -> Any:

@@ -93,7 +93,7 @@ class Schedule:
         """Updates due after so many new rows, with so many start positions in the replay."""
         if self.counters.updates == 0:
             return int(starts >= self.steps)
-        if not starts:  # the replay of a run that goes on was lost
+        if starts < self.steps:  # the replay of a run that goes on was lost, or most of it
             return 0
         self.counters.owed += rows * self.ratio
         updates = int(self.counters.owed // self.steps)

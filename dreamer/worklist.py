@@ -63,9 +63,8 @@ def read(path: Path, check: Callable[[Entry], None] = lambda entry: None) -> lis
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserMistake(
-            f"{path} cannot be read ({error}); give a CSV with the columns {', '.join(COLUMNS)}"
-        ) from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserMistake(f"{path} cannot be read ({why}); give a CSV with the columns {', '.join(COLUMNS)}") from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
     cells = [[cell.strip() for cell in row] for row in csv.reader(line for _, line in lines)]
     if not cells:

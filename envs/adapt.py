@@ -152,6 +152,7 @@ def _is_canonical_observation(space: gymnasium.Space[Any]) -> bool:
             return False
         if isinstance(part, spaces.MultiDiscrete):
             good = part.nvec.ndim == 1 and part.dtype == np.int64 and not part.start.any()
+            good = good and part.nvec.sum() <= MOST_CLASSES  # else it is refused where others are
         elif isinstance(part, spaces.Box) and part.dtype == np.uint8:
             good = _is_image(part) and part.shape == _image_shape(part.shape, None)
         else:
@@ -180,7 +181,8 @@ def _observation_entries(space: gymnasium.Space[Any], notes: list[str]) -> dict[
 
     images = [leaf for _, leaf in leaves.values() if isinstance(leaf, spaces.Box) and _is_image(leaf)]
     # One size for all, so that none is made smaller than it need be.
-    image_size = max((_image_shape(leaf.shape, None)[:2] for leaf in images), key=np.prod, default=None)
+    sizes = [_image_shape(leaf.shape, None)[:2] for leaf in images]
+    image_size = (max(height for height, _ in sizes), max(width for _, width in sizes)) if sizes else None
     entries = {}
     for key, (path, leaf) in sorted(leaves.items()):
         if 0 in (leaf.shape or ()):

@@ -66,6 +66,10 @@ def make_custom(name: str, /, *, repeat: int | None = None, seed: int | None = N
     for option in options:
         if option not in parameters and not open_ended:
             raise TaskError(f"{name} has no option '{option}'.{did_you_mean(option, parameters)}")
+    for key, parameter in parameters.items():
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and parameter.default is parameter.empty and key not in {"seed", *options}:
+            raise TaskError(f"{name} needs a value for '{key}': --set environment.{key}=VALUE, or {key}=... in Python.")
     if "seed" in parameters and (seed is not None or parameters["seed"].default is inspect.Parameter.empty):
         options["seed"] = seed
     with blaming(name, "when it was called"):
@@ -108,6 +112,10 @@ def _frames_per_step(env: gymnasium.Env[Any, Any]) -> int:
 
 def _find_factory(name: str) -> Callable[..., Any]:
     module_name, _, factory_name = name.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # which a folder of somebody else's may name
+        raise TaskError(
+            f"'{module_name}' of '{name}' comes with Python and makes no environment: name a module of yours."
+        )
     module = _import(module_name, name)
     factory = getattr(module, factory_name, None)
     if factory is None:

@@ -179,6 +179,14 @@ def test_the_same_weights_can_be_read_without_the_replay(tmp_path):
     same_agent(run, again)
 
 
+def test_a_run_that_was_shared_without_its_replay_cannot_be_trained_on(tmp_path):
+    Run(tmp_path).create().play(30).save()
+    shutil.rmtree(tmp_path / "replay")
+    assert RunFolder(tmp_path).newest().rows
+    with pytest.raises(CheckpointError, match="has no replay/, so its agent can act but not train on: evaluate it"):
+        RunFolder(tmp_path).newest(with_replay=True)
+
+
 # Interrupted ---------------------------------------------------------------------------------------------
 
 
@@ -414,7 +422,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, na
     again = Run(tmp_path).load()
     assert again.replay.oldest == again.replay.count == 12 and again.replay.starts == 0
     assert "the rows up to row 12 of each environment are lost" in again.said[0]
-    again.play(4 + 16)  # nothing is owed for the rows of the first whole sequence
+    again.play(11 + 16)  # nothing is owed for the rows before there are B * T start positions again
     assert again.counters.updates == before.counters.updates + 1
 
 

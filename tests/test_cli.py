@@ -549,6 +549,13 @@ class Good(gymnasium.Env):
         self.count += 1
         return np.zeros(2, np.float32), 1.0, False, self.count % 10 == 0, {}
 
+class Drawn(Good):
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.zeros((48, 64, 3), np.uint8) if self.render_mode == "rgb_array" else None
+
 class Text(Good):
     observation_space = spaces.Text(5)
 
@@ -818,10 +825,23 @@ def test_names_that_no_file_can_have(tmp_path):
     assert "cannot be used" in mistake("plot", tmp_path / ("x" * 300))
 
 
+def test_settings_are_listed_with_what_they_mean():
+    text = works("settings", "--env", "dmc").stdout
+    assert (
+        "\nratio                      512.0    above 0 up to 16,384                 replayed steps for each row\n"
+        in text
+    )
+    (head, line) = works("settings", "lr").stdout.splitlines()
+    assert head.split() == ["setting", "default", "allowed"] and line.startswith("optimizer.learning_rate")
+    assert "no setting's name holds 'flux'; `dreamer settings` lists them all" in mistake("settings", "flux")
+    assert "no suite 'dcm'; there are atari, atari100k, dmc, dmc_vision, gym" in mistake("settings", "--env", "dcm")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["train", "--frames", "many"], "dreamer train --help"),
+        (["train", "--frames", "many"], "'many' is no whole number from 1: write 500000, 500k or 5e5"),
+        (["train", "--frames", "0"], "'0' is no whole number from 1"),
         (["evaluate"], "Missing argument 'RUN'; see dreamer evaluate --help"),
         (["evaluat"], "No such command 'evaluat'"),
         (["train", "--fames", "3"], "dreamer train --help"),
@@ -842,6 +862,14 @@ def test_an_environment_that_draws_nothing_still_gets_its_score(own, tmp_path):
     result = dreamer("evaluate", folder, "--episodes", 1, "--envs", 1, "--video", film)
     assert result.exit_code == 2 and "mean score" in result.stdout and not film.exists()
     assert "my_worlds:Good draws nothing, so there is no video; leave out --video" in result.stderr.splitlines()[-1]
+
+
+def test_an_environment_that_draws_in_gymnasium_s_way_is_filmed(own, tmp_path):
+    folder, film = tmp_path / "run", tmp_path / "film.gif"
+    works("train", "--env", "my_worlds:Drawn", "--size", "1m", *WIDTHS, "--run", folder, "--frames", "0.02k")
+    works("evaluate", folder, "--episodes", 1, "--envs", 1, "--video", film)
+    with Image.open(film) as picture:
+        assert picture.size == (64, 48)
 
 
 def test_an_environment_that_draws_nothing_is_filmed_by_what_it_sees(tmp_path):

@@ -6,7 +6,18 @@ import torch
 
 from dreamer import config as configs
 from dreamer.agent import total_loss
-from dreamer.config import Config, ConfigError, LossScales, amend, flatten, from_json, make_config, to_json
+from dreamer.config import (
+    Config,
+    ConfigError,
+    LossScales,
+    amend,
+    described,
+    flatten,
+    from_json,
+    make_config,
+    to_json,
+    whole,
+)
 from dreamer.errors import UserMistake
 
 # What the paper says -------------------------------------------------------------------------------------
@@ -161,6 +172,9 @@ def test_options_of_the_environment():
         ("run.devise=cpu", "run.device"),
         ("losses.continue=1", "losses.continuation"),
         ("ratios=1", "ratio"),
+        ("lr=1e-4", "optimizer.learning_rate"),
+        ("gamma=0.99", "behavior.discount_horizon"),
+        ("agent.batch_size=4", "replay.batch"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(setting, nearest):
@@ -168,6 +182,34 @@ def test_an_unknown_key_names_the_nearest(setting, nearest):
     with pytest.raises(ConfigError) as error:
         make_config("gym/CartPole-v1", settings=[setting])
     assert str(error.value) == f"there is no setting {key!r}; the nearest is {nearest!r}"
+
+
+def test_an_option_of_the_suite_is_found_by_its_name():
+    with pytest.raises(ConfigError, match="no setting 'sticky'; the nearest is 'environment.sticky'"):
+        make_config("atari/pong", settings=["sticky=0"])
+
+
+def test_a_key_that_is_near_to_none_is_told_where_they_are():
+    with pytest.raises(ConfigError, match="no setting 'flux'; `dreamer settings` lists them"):
+        make_config("gym/CartPole-v1", settings=["flux=0"])
+
+
+def test_large_numbers_are_read_as_people_write_them():
+    texts = ["500000", "500_000", "5e5", "500k", "0.5M", "1.5K", ".5m", "-3", "9223372036854775807"]
+    assert [whole(text) for text in texts] == [500_000] * 5 + [1500, 500_000, -3, 2**63 - 1]
+    assert make_config("dmc/walker_walk", settings=["frames=1e6", "replay.capacity=2M"]).replay.capacity == 2_000_000
+    for text in ("", "k", "1e", "2.5", "1e-3", "0.5", "4x", "1 000", "inf", "nan", "1e1000"):
+        with pytest.raises(ValueError, match="is no whole number"):
+            whole(text)
+
+
+def test_every_setting_is_described():
+    found = {each.key: each for each in described("dmc_vision/walker_walk")}
+    assert found.keys() == flatten(make_config("dmc_vision/walker_walk")).keys() - {"task"} | {"environment.size"}
+    assert found["model.deter"] == ("model.deter", 2048, "above 0 up to 120,000", "D, the recurrent state")
+    assert found["run.precision"].allowed == "auto, float32, bfloat16" and found["ratio"].default == 512
+    undescribed = {key for key, each in found.items() if not each.meaning}
+    assert undescribed == {key for key in found if key.startswith(("losses.", "environment."))}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ def test_what_is_owed_outlives_the_schedule():
     assert counters.owed == 0
 
 
+@pytest.mark.parametrize("starts", [0, 7])
+def test_a_run_whose_replay_was_lost_collects_anew_before_it_learns(starts):
+    """A few sequences, replayed at the full ratio, would be all that the next updates see."""
+    config, counters = tiny.tiny_config("ratio=16"), Counters(1, rows=100, updates=5)
+    assert Schedule(config, counters).due(1, starts) == 0 and counters.owed == 0
+    assert Schedule(config, counters).due(1, 8) == 2  # nothing is owed for the rows before
+
+
 def test_frames_count_the_repeat():
     assert Counters(repeat=4, rows=25).frames == 100
 

@@ -151,6 +151,19 @@ def test_two_images_of_good_but_unequal_sizes_are_not_canonical():
     assert observation["a"].shape == observation["b"].shape == (64, 64, 1)
 
 
+def test_wide_and_high_images_are_made_no_smaller():
+    sides = {"a": (48, 200), "b": (200, 48)}
+    space = spaces.Dict({key: spaces.Box(*BYTES, (*side, 3), np.uint8) for key, side in sides.items()})
+    _, observation = observe(space, {key: np.zeros((*side, 3), np.uint8) for key, side in sides.items()})
+    assert observation["a"].shape == observation["b"].shape == (208, 208, 3)
+
+
+def test_too_many_classes_are_refused_however_they_are_offered():
+    for space in (spaces.Discrete(10**8), spaces.Dict(a=spaces.MultiDiscrete([10**8]))):
+        with pytest.raises(envs.TaskError, match="would be 100000000 numbers as one-hot vectors"):
+            observe(space, None)
+
+
 def test_stacked_frames_that_come_first_are_channels():
     env, observation = observe(spaces.Box(*BYTES, (9, 64, 64), np.uint8), np.zeros((9, 64, 64), np.uint8))
     assert observation["image"].shape == (64, 64, 9)

@@ -42,6 +42,10 @@ def pong():
 def nothing():
     return None
 
+class Sized(Counter):
+    def __init__(self, size):
+        super().__init__(size)
+
 def several():
     return gymnasium.make_vec("CartPole-v1", num_envs=2)
 
@@ -262,6 +266,9 @@ def test_a_number_without_a_point_is_good_for_a_real_one():
         ("envs.mine:make", {}, "'envs.mine' .* is not found in .* cannot be called envs: dreamer has one"),
         ("own_environment:Conter", {}, "has no 'Conter'. Did you mean 'Counter'"),
         ("own_environment:NUMBER", {}, "is of type int: name a function or class"),
+        ("own_environment:Sized", {}, "needs a value for 'size': --set environment.size=VALUE"),
+        ("subprocess:getoutput", {"cmd": "true"}, "'subprocess' of 'subprocess:getoutput' comes with Python"),
+        ("os.path:join", {}, "'os.path' of 'os.path:join' comes with Python"),
         ("own_environment:", {}, "'own_environment:' is no task"),
         ("own_environment:Counter", {"ned": 3}, "has no option 'ned'. Did you mean 'end'"),
         ("own_environment:nothing", {}, "returned a NoneType: return a gymnasium.Env"),
