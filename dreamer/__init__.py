@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
+    from .dreams.world_env import WorldModelEnv, WorldModelVectorEnv
     from .player import Player
-    from .world_env import WorldModelEnv, WorldModelVectorEnv
 
 __all__ = ["WorldModelEnv", "WorldModelVectorEnv", "load"]
 
 gymnasium.register(
     "dreamer/WorldModel-v0",
-    entry_point="dreamer.world_env:WorldModelEnv",
-    vector_entry_point="dreamer.world_env:WorldModelVectorEnv",
+    entry_point="dreamer.dreams.world_env:WorldModelEnv",
+    vector_entry_point="dreamer.dreams.world_env:WorldModelVectorEnv",
 )
 
 
 def __getattr__(name: str) -> Any:
     # Here, so that `import dreamer` and the command line's help do not wait for torch.
     if name in ("WorldModelEnv", "WorldModelVectorEnv"):
-        from . import world_env
+        from .dreams import world_env
 
         return getattr(world_env, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,8 +26,8 @@ from .cuda import finish
 from .health import Health
 from .logger import Logger, Terminal
 from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads
-from .published import number
 from .replay import Batch, Replay, Transition, new_replay
+from .results.published import number
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .train import CPU, Counters, Environments, Observer, train

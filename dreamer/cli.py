@@ -19,7 +19,7 @@ from .stopping import StoppedAtOnce
 if TYPE_CHECKING:
     from .config import Config
     from .evaluate import Scores
-    from .worklist import Entry
+    from .results.worklist import Entry
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
 SEEDS = click.IntRange(0, 2**63 - 1)
@@ -250,7 +250,7 @@ def evaluate(
 
 
 def _print_scores(config: "Config", scores: "Scores", as_json: bool) -> None:
-    from .published import human_normalized, number
+    from .results.published import human_normalized, number
 
     human = human_normalized(config.task, scores.mean)
     if as_json:
@@ -327,8 +327,8 @@ def imagine(
     The model sees a few steps, marked green; then it is on its own and only told the real actions. A .png is one sheet
     of ten moments.
     """
-    from . import imagine as pictures
-    from .dream import record
+    from .dreams import imagine as pictures
+    from .dreams.dream import record
 
     pictures.check_path(out)
     config, _, agent, environments, terminal = _played(run, scenes, seed, device)
@@ -359,10 +359,10 @@ def diagnose(
     Open loop with the real actions of fresh episodes: errors by steps ahead against simple forecasts, the latents'
     drift, whether dreams differ as much as they err, and predicted against real returns.
     """
-    from . import diagnose as diagnosis
-    from . import report
     from .checkpoint import CheckpointError
-    from .dream import record
+    from .dreams import diagnose as diagnosis
+    from .dreams import report
+    from .dreams.dream import record
     from .video import check_place
 
     if page is not None:
@@ -399,8 +399,8 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
     import signal
 
     from .checkpoint import RunFolder
+    from .dreams.play import Server, Stage
     from .machine import limit_threads
-    from .play import Server, Stage
     from .run import check_spaces
 
     limit_threads()
@@ -484,8 +484,8 @@ def plot(runs: tuple[str, ...], out: Path) -> None:
     A panel for each task. Runs that differ in their seed alone become one line with a band; those of one NAME do, too,
     which tells two runs of the same settings apart.
     """
-    from . import plot as pictures
-    from .scores import named
+    from .results import plot as pictures
+    from .results.scores import named
 
     pictures.check_path(out)
     pictures.draw([named(run) for run in runs], out)
@@ -501,8 +501,8 @@ def compare(runs: tuple[str, ...], frames: int | None, as_json: bool) -> None:
 
     A NAME tells runs of the same settings apart, as in before=runs/A after=runs/B.
     """
-    from . import compare as comparison
-    from .scores import named
+    from .results import compare as comparison
+    from .results.scores import named
 
     curves = [named(run) for run in runs]
     found = comparison.results(curves, frames)
@@ -539,11 +539,11 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     """
     import signal
 
-    from .batch import Batch
     from .errors import UserMistake
     from .logger import Terminal
+    from .results.batch import Runner
+    from .results.worklist import read
     from .stopping import asking
-    from .worklist import read
 
     def stop(number: int, frame: Any) -> None:
         for name in asked:  # what the runs have shown is being written: no second one may cut that short
@@ -556,7 +556,7 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     if minutes is not None and math.isnan(minutes):
         raise UserMistake("--minutes nan is no time; give a number above 0, or leave it out")
     entries = read(file, _check_entry)
-    work = Batch(entries, runs, results, at_once, minutes, device, Terminal().say)
+    work = Runner(entries, runs, results, at_once, minutes, device, Terminal().say)
     if work.work():
         raise SystemExit(1)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from .config import Config
 from .distributions import STD_HIGH, STD_LOW, UNIMIX
-from .published import number
+from .results.published import number
 from .spaces import ActionSpec
 
 LONG = 2000  # updates

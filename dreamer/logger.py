@@ -27,9 +27,20 @@ from .config import Config
 from .cuda import finish
 from .errors import UserMistake
 from .health import Health
-from .published import Band, compact, curve, number, passes_zero, short, standing, standing_in_short, tolerance, window
 from .replay import Batch
-from .scores import Curve, episodes
+from .results.published import (
+    Band,
+    compact,
+    curve,
+    number,
+    passes_zero,
+    short,
+    standing,
+    standing_in_short,
+    tolerance,
+    window,
+)
+from .results.scores import Curve, episodes
 from .train import Counters, Rows
 from .video import comparison, gif, open_loop, to_rgb
 

@@ -27,8 +27,8 @@ from .machine import (
     limit_threads,
     total_memory,
 )
-from .published import expectation, own_expectation
 from .replay import Replay, new_replay, row_bytes
+from .results.published import expectation, own_expectation
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .stopping import StopSignal

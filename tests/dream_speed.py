@@ -16,8 +16,8 @@ import dreamer
 import envs
 from dreamer.agent import Agent
 from dreamer.config import make_config
+from dreamer.dreams.play import Stage
 from dreamer.machine import choose_dtype, limit_threads
-from dreamer.play import Stage
 from dreamer.spaces import action_spec, observation_spec
 
 TASKS = ("atari100k/pong", "dmc_vision/walker_walk", "dmc/walker_walk")

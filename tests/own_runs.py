@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamer import published, scores
+from dreamer.results import published, scores
 
 CURVES = Path(__file__).parent.parent / "runs" / "results" / "curves"
 

@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer import logger as module
-from dreamer import published
 from dreamer.config import make_config
 from dreamer.health import Health
 from dreamer.logger import Curves, Logger, Terminal, duration
-from dreamer.published import compact
+from dreamer.results import published
+from dreamer.results.published import compact
 from dreamer.train import Counters
 
 

@@ -11,7 +11,7 @@ from dreamer.agent import Agent
 from dreamer.checkpoint import RunFolder
 from dreamer.errors import UserMistake
 from dreamer.player import Player
-from dreamer.published import curve, expectation, human_normalized, passes_zero, short
+from dreamer.results.published import curve, expectation, human_normalized, passes_zero, short
 from dreamer.spaces import ObservationSpec
 
 

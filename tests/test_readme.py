@@ -13,7 +13,7 @@ from dreamer.cli import main
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CORRIDOR, USE, DREAM, PLAN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-NAMES = "train|evaluate|plot|compare|imagine|diagnose|play|batch|bench|envs|doctor"
+NAMES = "train|evaluate|settings|plot|compare|imagine|diagnose|play|batch|bench|envs|doctor"
 COMMANDS = sorted(
     set(re.findall(rf"(?:^|`)(dreamer (?:{NAMES}) [^`#\n]*|dreamer (?:{NAMES})\b)", README, re.MULTILINE))
 )

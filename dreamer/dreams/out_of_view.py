@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .agent import Agent
+from ..agent import Agent
+from ..rssm import State
 from .bootstrap import LEAST_EPISODES
 from .dream import Dream, Episode
-from .rssm import State
 
 TASK = "envs.cover:Cover"
 DREAMS = 9  # whose mean is the forecast

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from dreamer import distributions as dist
-from dreamer.dream import Dream, record
+from dreamer.dreams.dream import Dream, record
 from dreamer.rssm import State
 
 

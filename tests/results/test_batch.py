@@ -15,14 +15,14 @@ import tiny
 from click.testing import CliRunner
 
 import envs
-from dreamer import batch, record, scores
-from dreamer.batch import Batch
 from dreamer.checkpoint import CheckpointError, RunFolder
 from dreamer.cli import main
 from dreamer.config import to_json
 from dreamer.errors import UserMistake
-from dreamer.index import write_index
-from dreamer.worklist import Entry, read
+from dreamer.results import batch, record, scores
+from dreamer.results.batch import Runner
+from dreamer.results.index import write_index
+from dreamer.results.worklist import Entry, read
 
 SETTINGS = " ".join(setting for setting in tiny.WIDTHS if not setting.startswith(("ratio", "run.device")))
 
@@ -78,7 +78,7 @@ def test_a_list_is_worked_through(tmp_path):
 
 
 def test_a_longer_curve_is_not_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: None)
+    monkeypatch.setattr(Runner, "_evaluate", lambda self, entry: None)
     path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}")
     assert work(tmp_path, path).exit_code == 0
     (entry,) = read(path)
@@ -101,7 +101,7 @@ def test_the_index_grows_as_runs_end(tmp_path, monkeypatch):
         lengths.append(len(list(results.glob("*/run.json"))))
 
     monkeypatch.setattr(batch, "write_index", watched)
-    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: None)
+    monkeypatch.setattr(Runner, "_evaluate", lambda self, entry: None)
     lines = [f"gym/CartPole-v1,0,1m,{ratio},40,{SETTINGS}" for ratio in (1, 2)]
     assert work(tmp_path, write(tmp_path, *lines)).exit_code == 0
     assert lengths == [1, 1, 2, 2]  # before an evaluation, and after it
@@ -110,7 +110,7 @@ def test_the_index_grows_as_runs_end(tmp_path, monkeypatch):
 def make_batch(folder, *entries, minutes=None, say=None):
     for name in ("runs", "results"):
         (folder / name).mkdir(exist_ok=True)
-    return Batch(entries, folder / "runs", folder / "results", 1, minutes, "cpu", say or (lambda text: None))
+    return Runner(entries, folder / "runs", folder / "results", 1, minutes, "cpu", say or (lambda text: None))
 
 
 def begun(work, entry):
@@ -213,9 +213,9 @@ def test_the_curve_is_kept_while_a_run_goes_on(tmp_path, monkeypatch):
 def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch):
     path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,60,{SETTINGS}")
     (entry,) = read(path)
-    real, said = Batch._evaluate, []
+    real, said = Runner._evaluate, []
     monkeypatch.setattr(
-        Batch,
+        Runner,
         "_evaluate",
         lambda self, entry: self._process(entry, ["evaluate", "nowhere"], subprocess.DEVNULL) or None,
     )
@@ -224,7 +224,7 @@ def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch)
     place = tmp_path / "results" / entry.name
     made = scores.run_record(place)
     assert made["finished"] and made["evaluation"] is None and scores.read(place).last > 0
-    monkeypatch.setattr(Batch, "_evaluate", real)
+    monkeypatch.setattr(Runner, "_evaluate", real)
     again = make_batch(tmp_path, entry)
     assert again.standing().startswith("0 of 1") and again.work() == []
     assert scores.run_record(place)["evaluation"]["mean"] > 0 and again.standing().startswith("1 of 1")
@@ -237,16 +237,16 @@ def test_an_evaluation_that_fails_is_said_and_made_up_for(tmp_path, monkeypatch)
 def test_an_evaluation_is_that_of_the_agent_at_the_end(tmp_path, monkeypatch):
     """Not one of a shorter run that goes on."""
     short = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}"))
-    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: {"mean": 5.0, "interval_95": [4, 6], "frames": 40})
+    monkeypatch.setattr(Runner, "_evaluate", lambda self, entry: {"mean": 5.0, "interval_95": [4, 6], "frames": 40})
     assert make_batch(tmp_path, *short).work() == []
     (longer,) = read(write(tmp_path, f"gym/CartPole-v1,0,1m,1,80,{SETTINGS}"))
-    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: None)  # it is stopped
+    monkeypatch.setattr(Runner, "_evaluate", lambda self, entry: None)  # it is stopped
     assert make_batch(tmp_path, longer).work() == []
     made = scores.run_record(tmp_path / "results" / longer.name)
     assert made["finished"] and made["frames"] == 80 and made["evaluation"]["frames"] == 40
     again = make_batch(tmp_path, longer)
     assert again.standing().startswith("0 of 1")
-    monkeypatch.setattr(Batch, "_evaluate", lambda self, entry: {"mean": 7.0, "interval_95": [6, 8], "frames": 80})
+    monkeypatch.setattr(Runner, "_evaluate", lambda self, entry: {"mean": 7.0, "interval_95": [6, 8], "frames": 80})
     assert again.work() == [] and again.standing().startswith("1 of 1")
     assert scores.run_record(tmp_path / "results" / longer.name)["evaluation"]["mean"] == 7.0
 
@@ -357,13 +357,13 @@ def test_a_terminal_that_closes_stops_the_runs(tmp_path):
 
 
 def test_code_within_a_repository_of_somebody_else_has_no_commit(tmp_path, monkeypatch):
-    (tmp_path / "lib" / "dreamer").mkdir(parents=True)
-    (tmp_path / "lib" / "dreamer" / "record.py").touch()
+    (tmp_path / "lib" / "dreamer" / "results").mkdir(parents=True)
+    (tmp_path / "lib" / "dreamer" / "results" / "record.py").touch()
     (tmp_path / "own.py").touch()
     who = ["-c", "user.name=me", "-c", "user.email=me@here"]
     for words in (["init", "-q"], ["add", "own.py"], [*who, "commit", "-qm", "mine"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "lib" / "dreamer" / "record.py"))
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "lib" / "dreamer" / "results" / "record.py"))
     assert record.commit() == "unknown"
 
 
@@ -453,7 +453,7 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
 
 @pytest.mark.parametrize("name", ["cpu.csv", "gpu.csv"])
 def test_the_lists_that_come_with_the_results(name):
-    results = Path(__file__).parent.parent / "runs" / "results"
+    results = Path(__file__).parents[2] / "runs" / "results"
     entries = read(results / name)
     for task in {entry.task for entry in entries}:
         envs.check_name(task)

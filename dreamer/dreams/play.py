@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .agent import Agent
+from ..agent import Agent
+from ..errors import UserMistake
+from ..video import to_rgb
 from .controls import Controls
 from .dream import Dream
-from .errors import UserMistake
-from .video import to_rgb
 
 LONGEST = 10_000  # steps of a dream: all of them are kept, to go back to
 
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_for_us():
             return self._answer(403, "text/plain", b"Not allowed.")
         if self.path == "/":
-            text = importlib.resources.files(__package__).joinpath("data/play.html").read_text()
+            text = importlib.resources.files("dreamer").joinpath("data/play.html").read_text()
             self._answer(200, "text/html; charset=utf-8", text.encode())
         elif self.path == "/about":
             stage = self.server.stage

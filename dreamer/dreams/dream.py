@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import distributions as dist
-from .agent import Agent
-from .evaluate import shares
-from .rssm import State, stack
-from .train import Environments, tensors
+from .. import distributions as dist
+from ..agent import Agent
+from ..evaluate import shares
+from ..rssm import State, stack
+from ..train import Environments, tensors
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from . import video
-from .agent import Agent
-from .checkpoint import Checkpoint, RunFolder
+from .. import video
+from ..agent import Agent
+from ..checkpoint import Checkpoint, RunFolder
+from ..errors import UserMistake
+from ..own_envs import own_envs
+from ..player import Player, flat
+from ..rssm import State
+from ..spaces import ActionSpec, ObservationSpec, observation_spec
 from .dream import Dream
-from .errors import UserMistake
-from .own_envs import own_envs
-from .player import Player, flat
-from .rssm import State
-from .spaces import ActionSpec, ObservationSpec, observation_spec
 
 HORIZON = 500  # steps, after which a dream is cut
 Observation = Literal["decoded", "latent"]

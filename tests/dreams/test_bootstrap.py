@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dreamer.bootstrap import Resample, rank_correlation
+from dreamer.dreams.bootstrap import Resample, rank_correlation
 
 
 def test_intervals_are_over_episodes():

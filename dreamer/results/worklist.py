@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import config as configs
-from .errors import UserMistake
+from .. import config as configs
+from ..errors import UserMistake
 
 NEEDED = ("task", "seed")
 COLUMNS = (*NEEDED, "size", "ratio", "frames", "settings")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import NEWEST, CheckpointError, RunFolder
-from .config import Config, method
-from .errors import UserMistake
+from ..checkpoint import NEWEST, CheckpointError, RunFolder
+from ..config import Config, method
+from ..errors import UserMistake
 
 FILES = ("metrics.jsonl", "scores.csv")  # a run's own, and the short form that is kept of one
 

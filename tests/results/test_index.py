@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from dreamer.config import make_config, to_json
-from dreamer.index import draw, write_index
-from dreamer.scores import read
+from dreamer.results.index import draw, write_index
+from dreamer.results.scores import read
 
-CURVES = Path(__file__).parent.parent / "runs" / "results" / "curves"
+CURVES = Path(__file__).parents[2] / "runs" / "results" / "curves"
 
 
 def keep(folder, task, seed, ends, hours=None, size="12m"):

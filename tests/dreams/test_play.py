@@ -18,11 +18,11 @@ import torch
 from chromium import Browser
 
 import envs
-from dreamer import play
-from dreamer.controls import JOYSTICK, KEYS, PAIRS, Controls
-from dreamer.dream import record
+from dreamer.dreams import play
+from dreamer.dreams.controls import JOYSTICK, KEYS, PAIRS, Controls
+from dreamer.dreams.dream import record
+from dreamer.dreams.play import Server, Stage
 from dreamer.errors import UserMistake
-from dreamer.play import Server, Stage
 from dreamer.spaces import ActionPart, ActionSpec
 
 # Keys ----------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_when_keys_run_out():
 
 
 def test_no_key_has_two_meanings():
-    page = (pathlib.Path(play.__file__).parent / "data/play.html").read_text()
+    page = (pathlib.Path(play.__file__).parents[1] / "data/play.html").read_text()
     commands = re.search(r"const buttons = \{(.*)\};", page)[1]
     keys = [*(key for pair in PAIRS for key in pair), *KEYS, *JOYSTICK.values(), *re.findall(r"(\w):", commands)]
     assert len(re.findall(r"(\w):", commands)) == 6

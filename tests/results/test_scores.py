@@ -12,10 +12,10 @@ from PIL import Image
 from dreamer import config as configs
 from dreamer.checkpoint import CheckpointError
 from dreamer.cli import main
-from dreamer.compare import Result, aggregates, interquartile_mean, normalize, results
 from dreamer.errors import UserMistake
-from dreamer.plot import Line, _seeds, draw, lines
-from dreamer.published import (
+from dreamer.results.compare import Result, aggregates, interquartile_mean, normalize, results
+from dreamer.results.plot import Line, _seeds, draw, lines
+from dreamer.results.published import (
     CURVES,
     _rows,
     number,
@@ -27,8 +27,8 @@ from dreamer.published import (
     verdict,
     window,
 )
-from dreamer.published import curve as published
-from dreamer.scores import Curve, hours, minutes, minutes_per_frame, read, write_csv, write_metrics
+from dreamer.results.published import curve as published
+from dreamer.results.scores import Curve, hours, minutes, minutes_per_frame, read, write_csv, write_metrics
 from tests import own_runs
 
 

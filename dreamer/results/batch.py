@@ -20,12 +20,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from ..checkpoint import CheckpointError
+from ..config import method
+from ..errors import UserMistake
+from ..machine import usable_cores
 from . import published, record, scores
-from .checkpoint import CheckpointError
-from .config import method
-from .errors import UserMistake
 from .index import draw, write_index
-from .machine import usable_cores
 from .worklist import Entry
 
 SAY_SECONDS = 60.0
@@ -49,7 +49,7 @@ class Work:
     evaluates: bool = False
 
 
-class Batch:
+class Runner:
     """A list that is worked through.
 
     Args:

@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 import dreamer
 import envs
 from dreamer.checkpoint import RunFolder
+from dreamer.dreams.world_env import real_states
 from dreamer.errors import UserMistake
 from dreamer.rssm import State
-from dreamer.world_env import real_states
 
 
 @pytest.fixture(scope="module")

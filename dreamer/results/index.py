@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint import write_atomically
+from ..config import PROTOCOLS
 from . import compare, published, scores
-from .checkpoint import write_atomically
-from .config import PROTOCOLS
 from .published import number
 from .scores import Curve
 

@@ -14,17 +14,17 @@ from chromium import Browser
 from click.testing import CliRunner
 from gymnasium.envs.classic_control import CartPoleEnv
 
-from dreamer import diagnose as diagnosis
-from dreamer import out_of_view, report
 from dreamer.agent import Agent as RealAgent
-from dreamer.bootstrap import Line, Resample
-from dreamer.by_heart import learned_kl
 from dreamer.cli import main
-from dreamer.diagnose import DREAMS, compounded, diagnose
-from dreamer.dream import Dream, Episode, Moment
+from dreamer.dreams import diagnose as diagnosis
+from dreamer.dreams import out_of_view, report
+from dreamer.dreams.bootstrap import Line, Resample
+from dreamer.dreams.by_heart import learned_kl
+from dreamer.dreams.diagnose import DREAMS, compounded, diagnose
+from dreamer.dreams.dream import Dream, Episode, Moment
+from dreamer.dreams.out_of_view import returns
+from dreamer.dreams.promise import Promise, promise
 from dreamer.errors import UserMistake
-from dreamer.out_of_view import returns
-from dreamer.promise import Promise, promise
 from dreamer.replay import Transition
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import CheckpointError, write_atomically
+from ..config import Config
+from ..machine import choose_device, choose_dtype, usable_cores, why_not_compile
 from . import scores
-from .checkpoint import CheckpointError, write_atomically
-from .config import Config
-from .machine import choose_device, choose_dtype, usable_cores, why_not_compile
 
 TIMES = 200  # points of `times.csv`
 POINTS = 100  # of `metrics.csv`
@@ -92,9 +92,11 @@ def circumstances(config: Config, device: str, threads: int) -> dict[str, Any]:
 
 def commit() -> str:
     """Of the code that runs, where that is known; dirty if what computes is not as it is there."""
-    here = ["git", "-C", str(Path(__file__).parent.parent)]
+    here = ["git", "-C", str(Path(__file__).parents[2])]
     try:  # what is installed may lie within a repository of somebody else's
-        subprocess.run([*here, "ls-files", "--error-unmatch", "dreamer/record.py"], capture_output=True, check=True)
+        subprocess.run(
+            [*here, "ls-files", "--error-unmatch", "dreamer/results/record.py"], capture_output=True, check=True
+        )
         name = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "dreamer", "envs", "setup.cfg"])
     except (OSError, subprocess.CalledProcessError):

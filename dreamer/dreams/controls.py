@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from .spaces import ActionPart, ActionSpec
+from ..spaces import ActionPart, ActionSpec
 
 PAIRS = [
     ("ArrowLeft", "ArrowRight"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserMistake
+from ..errors import UserMistake
 from .published import (
     NOT_JUDGED,
     OWN_RUNS,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from .config import PROTOCOLS, Config, method, unusual
+from ..config import PROTOCOLS, Config, method, unusual
 
 CURVES = {
     "atari": "atari57.csv",

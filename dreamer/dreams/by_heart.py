@@ -6,9 +6,9 @@ run rather than the world that they come from.
 
 import torch
 
-from . import distributions as dist
+from .. import distributions as dist
+from ..replay import Replay
 from .dream import Dream
-from .replay import Replay
 
 SEQUENCES = 64
 

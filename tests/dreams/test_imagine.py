@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from PIL import Image, ImageSequence
 
 from dreamer.cli import main
-from dreamer.dream import Dream, record
-from dreamer.imagine import Scene, _Layout, draw, scene, scenes
+from dreamer.dreams.dream import Dream, record
+from dreamer.dreams.imagine import Scene, _Layout, draw, scene, scenes
 from dreamer.rssm import State
 
 

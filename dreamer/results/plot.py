@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserMistake
+from ..errors import UserMistake
+from ..video import check_place
 from .published import Band, size, window
 from .published import curve as published
 from .scores import Curve, grouped, thinned
-from .video import check_place
 
 FORMATS = (".png", ".svg", ".pdf")
 POINTS = 300  # of a line, at most

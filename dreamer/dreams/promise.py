@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..rssm import State
 from .bootstrap import Line, Resample
 from .dream import Dream, Episode
-from .rssm import State
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import distributions as dist
-from .agent import Agent
+from .. import distributions as dist
+from ..agent import Agent
+from ..errors import UserMistake
+from ..replay import Replay
+from ..rssm import State, stack
+from ..spaces import ObservationSpec
 from .bootstrap import Line, Resample, rank_correlation
 from .by_heart import learned_kl
 from .dream import Dream, Episode
-from .errors import UserMistake
 from .out_of_view import TASK as COVER
 from .out_of_view import Returns, out_of_view
 from .promise import Promise, promise
-from .replay import Replay
-from .rssm import State, stack
-from .spaces import ObservationSpec
 
 HORIZON = 100
 LONGEST = 2000  # rows after which an episode is watched no longer

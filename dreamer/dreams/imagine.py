@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import video
-from .agent import Agent
+from .. import video
+from ..agent import Agent
+from ..errors import UserMistake
+from ..rssm import State
+from ..video import to_rgb
 from .dream import Dream, Episode
-from .errors import UserMistake
-from .rssm import State
-from .video import to_rgb
 
 FORMATS = (".gif", ".mp4", ".png")
 WATCHED = 500  # steps of an episode from which a scene may be taken, besides its own

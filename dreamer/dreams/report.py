@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import out_of_view, published
+from ..results import published
+from . import out_of_view
 from .bootstrap import LEAST_EPISODES, Line
 from .diagnose import DREAMS, GOES_ON, REWARD, Diagnosis, Errors
 
