@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .actor_critic import Actor
 from .cuda import Captured, moved
 from .networks import Encoder
-from .rssm import RSSM, Recurrence, State
+from .recurrence import Recurrence
+from .rssm import RSSM, State
 
 
 class Memory(NamedTuple):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .actor_critic import Actor
-from .rssm import RSSM, Recurrence, State
+from .recurrence import Recurrence
+from .rssm import RSSM, State
 
 
 class Noise(NamedTuple):

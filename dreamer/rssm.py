@@ -4,7 +4,7 @@ A state is a deterministic part, a wide vector that a block-diagonal GRU carries
 one-hot samples of K classes. The *posterior* has seen the observation of its step, the *prior* predicts without it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import distributions as dist
 from .config import ModelConfig
 from .networks import MLP, BlockLinear, Layer, Linear, block_linear, norm_silu
+from .recurrence import Inputs, Offsets, Recurrence, Scales, defer_gradients
 
 STEPS = 4  # of a sequence that are compiled as one function; more take longer to compile and gain little
 
@@ -36,98 +37,6 @@ def stack(states: list[State], axis: int = 0) -> State:
     return State(
         torch.stack([state.deter for state in states], axis), torch.stack([state.stoch for state in states], axis)
     )
-
-
-class Offsets(NamedTuple):
-    """What is added to the products of a step: their biases, (width,) for all rows alike or (N, width)."""
-
-    deter: Tensor
-    stoch: Tensor
-    hidden: Tensor
-    gates: Tensor
-    logits: Tensor
-
-
-class Scales(NamedTuple):
-    """The norms' scales, float32."""
-
-    deter: Tensor
-    stoch: Tensor
-    hidden: Tensor
-    posterior: Tensor
-
-
-class Recurrence(NamedTuple):
-    """All that the steps of a sequence share, cast to compute precision and sliced once for the whole sequence.
-
-    The block-linear layer sees its own slice of deter beside inputs that every block shares. The shared part is one
-    dense product, so that its input is never repeated for each block.
-    """
-
-    deter: Tensor  # (hidden, D)
-    stoch: Tensor  # (hidden, S K)
-    own: Tensor  # (blocks, D / blocks, D / blocks): each block's own slice of deter
-    shared: Tensor  # (D, 3 hidden): what all blocks share
-    gates: Tensor  # (blocks, D / blocks, 3 D / blocks)
-    posterior: Tensor  # (hidden, D): deter's part; the tokens' part is taken out of the recurrence
-    logits: Tensor  # (S K, hidden)
-    scales: Scales
-    offsets: Offsets
-
-    def detach(self) -> "Recurrence":
-        """The same weights without gradient; scales and offsets keep theirs."""
-        return Recurrence(
-            self.deter.detach(),
-            self.stoch.detach(),
-            self.own.detach(),
-            self.shared.detach(),
-            self.gates.detach(),
-            self.posterior.detach(),
-            self.logits.detach(),
-            self.scales,
-            self.offsets,
-        )
-
-
-class Inputs(NamedTuple):
-    """What the products of a step were applied to; the weights' gradients need it."""
-
-    deter: Tensor  # (N, D)
-    stoch: Tensor  # (N, S K)
-    shared: Tensor  # (N, 3 hidden)
-    hidden: Tensor  # (N, D)
-    next_deter: Tensor  # (N, D)
-    posterior: Tensor  # (N, hidden)
-
-
-class WeightGradients(torch.autograd.Function):
-    """Gradients of a sequence's weights, once for all its steps.
-
-    Each step adds a row of `offset` to its products with some weights, so the gradient of that row is the gradient of
-    the products' output. The weights' gradients are then one product over the whole sequence, instead of one for each
-    step that would be added up in low precision. The steps themselves use the weights detached, and append what they
-    multiplied them with to `inputs`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, offset: Tensor, inputs: list[list[Tensor]], *weights: Tensor) -> Tensor:
-        """offset (T, N, width) as it is; one list of inputs (k, N, ...) for each weight, dense or block-diagonal."""
-        ctx.inputs = inputs
-        ctx.shapes = [weight.shape for weight in weights]
-        return offset.view_as(offset)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        outputs = gradient.flatten(0, 1)
-        weights = []
-        for inputs, shape in zip(ctx.inputs, ctx.shapes):
-            x = torch.cat(inputs).flatten(0, 1)
-            if len(shape) == 2:
-                weights.append(outputs.T @ x)
-            else:
-                split = x.unflatten(-1, shape[:2]).permute(1, 2, 0)  # (blocks, in / blocks, T N)
-                weights.append(split @ outputs.unflatten(-1, (shape[0], shape[2])).transpose(0, 1))
-        return gradient, None, *weights
 
 
 class RSSM(nn.Module):
@@ -295,7 +204,7 @@ class RSSM(nn.Module):
         actions = self.embed_action(torch.where(keep, prev_action, 0.0))
         weights = self.recurrence()
         record: dict[str, list[Tensor]] = {name: [] for name in Inputs._fields}
-        offsets, embedded = _defer_gradients(weights, self.embed_tokens(tokens).transpose(0, 1), record)
+        offsets, embedded = defer_gradients(weights, self.embed_tokens(tokens).transpose(0, 1), record)
         fixed = weights.detach()
         # Each call alike, also the first: another kind of arguments would be compiled for itself.
         state = State(*(x if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled()) for x in start))
@@ -367,24 +276,3 @@ def deterministic_step(
     candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
     update = torch.sigmoid(update - 1)
     return update * candidate + (1 - update) * deter, (narrow, stoch, shared, hidden)
-
-
-def _defer_gradients(weights: Recurrence, tokens: Tensor, record: dict[str, list[Tensor]]) -> tuple[Offsets, Tensor]:
-    """Offsets and embedded tokens (T, N, ...), through which `weights` get their gradients.
-
-    `record` holds a list for each name of `Inputs`, which the steps fill. `tokens` is (T, N, hidden).
-    """
-    length, rows, _ = tokens.shape
-
-    def defer(bias: Tensor, inputs: list[list[Tensor]], *products: Tensor) -> Tensor:
-        return WeightGradients.apply(bias.expand(length, rows, -1), inputs, *products)
-
-    biases = weights.offsets
-    offsets = Offsets(
-        defer(biases.deter, [record["deter"]], weights.deter),
-        defer(biases.stoch, [record["stoch"]], weights.stoch),
-        defer(biases.hidden, [record["deter"], record["shared"]], weights.own, weights.shared),
-        defer(biases.gates, [record["hidden"]], weights.gates),
-        defer(biases.logits, [record["posterior"]], weights.logits),
-    )
-    return offsets, defer(tokens, [record["next_deter"]], weights.posterior)
