@@ -49,9 +49,16 @@ def test_there_are_commands_of_every_kind():
     assert {command.split()[1] for command in COMMANDS} == set(main.commands)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http|#)[^)]+)\)", README))))
 def test_a_picture_is_there(path):
     assert (ROOT / path).is_file() and (ROOT / path).stat().st_size < 1_500_000
+
+
+def test_the_contents_lead_to_the_sections():
+    sections = [
+        re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall("^## (.+)$", README, re.M)
+    ]
+    assert re.findall(r"\]\(#([^)]+)\)", README) == [name for name in sections if name != "two-commands"]
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:dreamer|envs|runs/results)/[\w/.]*)`", README))))
