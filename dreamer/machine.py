@@ -13,6 +13,7 @@ import torch
 from .errors import UserMistake
 
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")  # a container's share: microseconds of a period, or "max"
+SHARED_BY = "DREAMER_SHARED_BY"  # variable: how many runs share this machine
 
 
 class MachineError(UserMistake):
@@ -124,7 +125,14 @@ def keep_compiled_code() -> None:
 
 
 def total_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's if that is less."""
+    """Bytes of memory that this process may use: the machine's, or its container's if that is less.
+
+    Where several runs share it, as `SHARED_BY` tells, each has its part.
+    """
+    return _memory() // int(os.environ.get(SHARED_BY) or 1)
+
+
+def _memory() -> int:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

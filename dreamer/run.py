@@ -214,7 +214,7 @@ def _amount(rows: int, config: Config, repeat: int) -> str:
     if rows >= config.frames // repeat:
         return f"{rows:,} rows, all that the run collects"
     if rows <= config.replay.capacity - config.envs:
-        return f"{rows:,} rows, which is half of this machine's memory (replay.capacity is {config.replay.capacity:,})"
+        return f"{rows:,} rows, which is half of this run's memory (replay.capacity is {config.replay.capacity:,})"
     return f"{rows:,} rows"
 
 
@@ -225,7 +225,7 @@ def _replay(config: Config, agent: Agent, repeat: int, seen: int, device: torch.
         fitting, least = total_memory() // 2 // _row_bytes(agent), min(rows, smallest_capacity(config))
         if fitting < least:
             raise UserMistake(
-                f"half of this machine's memory holds {max(0, fitting):,} rows of what this task shows, and the first "
+                f"half of this run's memory holds {max(0, fitting):,} rows of what this task shows, and the first "
                 f"update takes {least:,}: give smaller observations, fewer --envs, or a smaller replay.batch"
             )
         rows = min(rows, fitting)

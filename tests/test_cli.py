@@ -266,7 +266,7 @@ def test_the_beginning_tells_what_will_happen(tmp_path, monkeypatch):
     assert "8 frames), 1 update in all" in said(12) and "8 frames), 2 updates in all" in said(20)
     assert "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued" in text
     monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 60 * 65)
-    assert "replay of 60 rows, which is half of this machine's memory (replay.capacity is 5,000,000)" in said(90)
+    assert "replay of 60 rows, which is half of this run's memory (replay.capacity is 5,000,000)" in said(90)
     assert "replay of 50 rows\n  memory: replay 3.25 kB when full" in said(91, "--set", "replay.capacity=50")
     # Two sequences of four steps are to begin in one environment, and four rows follow the last beginning.
     monkeypatch.setattr("dreamer.run.total_memory", lambda: 2 * 11 * 65)

@@ -126,3 +126,11 @@ main()
     command = [sys.executable, "-c", code, *given]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"{tmp_path}/dreamer. Everything works" in done.stderr, done.stderr
+
+
+def test_runs_that_share_a_machine_share_its_memory(monkeypatch):
+    monkeypatch.delenv(machine.SHARED_BY, raising=False)
+    whole = machine.total_memory()
+    assert whole > 1e9
+    monkeypatch.setenv(machine.SHARED_BY, "4")
+    assert machine.total_memory() == whole // 4 == machine.device_memory(torch.device("cpu"))

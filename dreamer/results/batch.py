@@ -23,7 +23,7 @@ from typing import Any
 from ..checkpoint import CheckpointError
 from ..config import method
 from ..errors import UserMistake
-from ..machine import usable_cores
+from ..machine import SHARED_BY, usable_cores
 from . import published, record, scores
 from .index import draw, write_index
 from .worklist import Entry
@@ -271,7 +271,7 @@ class Runner:
                 [sys.executable, "-m", "dreamer", *words],
                 stdout=out,
                 stderr=said,
-                env=dict(os.environ) | {"OMP_NUM_THREADS": str(self._threads)},
+                env=dict(os.environ) | {"OMP_NUM_THREADS": str(self._threads), SHARED_BY: str(self._at_once)},
                 start_new_session=True,  # so that Ctrl-C reaches them through us alone
             )
             try:

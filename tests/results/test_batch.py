@@ -77,6 +77,23 @@ def test_a_list_is_worked_through(tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_runs_side_by_side_are_told_of_each_other(tmp_path, monkeypatch):
+    told = []
+
+    def refused(words, env, **given):
+        told.append((env["OMP_NUM_THREADS"], env["DREAMER_SHARED_BY"]))
+        raise OSError(12, "Cannot allocate memory")
+
+    entries = read(write(tmp_path, *(f"gym/CartPole-v1,{seed},1m,1,40,{SETTINGS}" for seed in range(3))))
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(batch.subprocess, "Popen", refused)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    runner = Runner(entries, tmp_path / "runs", tmp_path / "results", 3, None, "cpu", print)
+    with pytest.raises(OSError):
+        runner._process(entries[0], ["train"], subprocess.DEVNULL)
+    assert told == [("5", "3")]
+
+
 def test_a_longer_curve_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "_evaluate", lambda self, entry: None)
     path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,40,{SETTINGS}")
