@@ -458,7 +458,7 @@ def _options(config: "Config", drawn: bool) -> dict[str, Any]:
 @click.argument("pattern", default="")
 @click.option("--env", "task", default="gym", show_default=True, metavar="SUITE", help="Whose defaults.")
 def settings(pattern: str, task: str) -> None:
-    """List what `--set` takes: each setting whose name holds PATTERN, its default, what is allowed, what it means."""
+    """List the settings that `--set` takes, or those whose name holds PATTERN, and what they mean."""
     from .config import ALIASES, described
 
     if (suites := own_envs().suites()).keys().isdisjoint([task.partition("/")[0]]):
