@@ -424,9 +424,9 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
 def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) -> Any:
     """A run's config, newest checkpoint, its agent, `count` environments of its task, and the terminal."""
     from .checkpoint import RunFolder
-    from .logger import Terminal
     from .machine import limit_threads
     from .run import check_spaces
+    from .terminal import Terminal
 
     limit_threads()
     folder = RunFolder(run)
@@ -540,10 +540,10 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
     import signal
 
     from .errors import UserMistake
-    from .logger import Terminal
     from .results.batch import Runner
     from .results.worklist import read
     from .stopping import asking
+    from .terminal import Terminal
 
     def stop(number: int, frame: Any) -> None:
         for name in asked:  # what the runs have shown is being written: no second one may cut that short

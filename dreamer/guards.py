@@ -12,8 +12,9 @@ from .agent import Agent
 from .checkpoint import CheckpointError, RunFolder
 from .config import Config
 from .cuda import finish
-from .logger import Logger, Terminal
+from .logger import Logger
 from .replay import Replay
+from .terminal import Terminal
 from .train import Counters
 
 

@@ -16,7 +16,7 @@ from .config import CPU_SIZE, PROTOCOLS, Config, seeds, smallest_capacity
 from .errors import UserMistake
 from .guards import Restarts, Saver
 from .health import Health
-from .logger import Logger, Terminal
+from .logger import Logger
 from .machine import (
     choose_device,
     choose_dtype,
@@ -32,6 +32,7 @@ from .results.published import expectation, own_expectation
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .stopping import StopSignal
+from .terminal import Terminal
 from .train import CPU, Counters, train
 
 GPU_SHARE = 0.8  # of its memory, up to which the replay lies there too

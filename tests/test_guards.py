@@ -18,9 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreamer import checkpoint, logger
 from dreamer.checkpoint import CheckpointError, RunFolder
 from dreamer.cli import main
+from dreamer.curves import Curves, Events
 from dreamer.guards import Saver
 from dreamer.health import Health
-from dreamer.logger import Curves, Events, Terminal
+from dreamer.terminal import Terminal
 
 TESTS = Path(__file__).parent
 WIDTHS = [part for setting in tiny.WIDTHS for part in ("--set", setting)]

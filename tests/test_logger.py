@@ -11,12 +11,14 @@ import tiny
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamer import logger as module
+from dreamer import curves, logger, terminal
 from dreamer.config import make_config
+from dreamer.curves import Curves
 from dreamer.health import Health
-from dreamer.logger import Curves, Logger, Terminal, duration
+from dreamer.logger import Logger
 from dreamer.results import published
 from dreamer.results.published import compact
+from dreamer.terminal import Terminal, duration
 from dreamer.train import Counters
 
 
@@ -36,7 +38,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
+    for module in (logger, curves, terminal):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -229,8 +232,8 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, clock):
         if watched.stream.tell() > before:
             spoken.append(clock.now)
     silence = [later - earlier for earlier, later in zip(spoken, spoken[1:], strict=False)]
-    assert spoken[0] == 1000.5 and module.QUIET_SECONDS <= 10
-    assert max(silence) <= module.QUIET_SECONDS + 0.5 and min(silence) >= module.QUIET_SECONDS - 0.5
+    assert spoken[0] == 1000.5 and terminal.QUIET_SECONDS <= 10
+    assert max(silence) <= terminal.QUIET_SECONDS + 0.5 and min(silence) >= terminal.QUIET_SECONDS - 0.5
     text = watched.stream.getvalue()
     assert "\r" not in text and text.endswith("\n")
     assert text.splitlines()[0] == "4 of 4,000 frames, 0 episodes, 0 updates"
@@ -360,7 +363,7 @@ def test_a_signal_that_speaks_while_a_line_is_written_does_not_hang():
 
 
 def test_waiting_goes_on_saying_so(monkeypatch):
-    monkeypatch.setattr(module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(terminal, "QUIET_SECONDS", 0.05)
     stream = io.StringIO()
     with Terminal(stream).waiting("Compiling"):
         threading.Event().wait(0.3)
