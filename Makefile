@@ -28,7 +28,7 @@ find_python = if $(PYTHON) -c "import $(NEEDED)$(2)" 2>/dev/null; then python=$(
 
 evidence:
 	@$(call find_python,$(VENV)/installed) && { $$python -m dreamer batch $(LIST) $(ARGS); ended=$$?; \
-	PYTHONPATH=.:$$PYTHONPATH $$python tests/own_runs.py >own_runs.csv && mv own_runs.csv dreamer/data; exit $$ended; }
+	PYTHONPATH=.:$$PYTHONPATH $$python tests/own_runs.py >own_runs.csv && mv own_runs.csv dreamer/data || { rm -f own_runs.csv; exit 1; }; exit $$ended; }
 
 gpu:
 	@$(call find_python,$(VENV)/installed-test,$(COMMA) pytest$(COMMA) hypothesis) && \

@@ -193,7 +193,7 @@ class Checkpoint:
                         problems[name] = f"{self.folder / name} is damaged: it is not what was saved"
             except OSError as error:
                 problems[name] = f"{self.folder / name} is missing or cannot be read ({error.strerror})"
-        if not (self.folder / "replay").is_dir() and problems:
+        if problems and with_replay and not (self.folder / "replay").is_dir():
             raise CheckpointError(
                 f"{self.folder} has no replay/, so its agent can act but not train on: evaluate it, bring the folder "
                 "replay/ of the run, or begin anew with another --run"

@@ -463,8 +463,12 @@ def settings(pattern: str, task: str) -> None:
 
     if (suites := own_envs().suites()).keys().isdisjoint([task.partition("/")[0]]):
         raise UserError(f"there is no suite {task!r}; there are {', '.join(suites)}")
-    found = [each for each in described(task) if pattern.lower() in each.key or each.key == ALIASES.get(pattern)]
+    pattern = pattern.lower()
+    found = [each for each in described(task) if pattern in each.key or each.key == ALIASES.get(pattern)]
     if not found:
+        for suite in suites:
+            if any(pattern in each.key for each in described(suite)):
+                raise UserError(f"{pattern!r} is a setting of {suite}: dreamer settings {pattern} --env {suite}")
         raise UserError(f"no setting's name holds {pattern!r}; `dreamer settings` lists them all")
     rows = [("setting", "default", "allowed", "")]
     rows += [(each.key, "own" if each.default is None else f"{each.default}", *each[2:]) for each in found]

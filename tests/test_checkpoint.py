@@ -185,6 +185,9 @@ def test_a_run_that_was_shared_without_its_replay_cannot_be_trained_on(tmp_path)
     assert RunFolder(tmp_path).newest().rows
     with pytest.raises(CheckpointError, match="has no replay/, so its agent can act but not train on: evaluate it"):
         RunFolder(tmp_path).newest(with_replay=True)
+    (tmp_path / "state-30.pt").write_bytes(b"")  # another matter
+    with pytest.raises(CheckpointError, match="state-30.pt is damaged"):
+        RunFolder(tmp_path).newest()
 
 
 # Interrupted ---------------------------------------------------------------------------------------------

@@ -834,6 +834,7 @@ def test_settings_are_listed_with_what_they_mean():
     (head, line) = works("settings", "lr").stdout.splitlines()
     assert head.split() == ["setting", "default", "allowed"] and line.startswith("optimizer.learning_rate")
     assert "no setting's name holds 'flux'; `dreamer settings` lists them all" in mistake("settings", "flux")
+    assert "'sticky' is a setting of atari: dreamer settings sticky --env atari" in mistake("settings", "STICKY")
     assert "no suite 'dcm'; there are atari, atari100k, dmc, dmc_vision, gym" in mistake("settings", "--env", "dcm")
 
 

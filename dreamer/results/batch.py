@@ -154,11 +154,12 @@ class Runner:
             self._say(f"{entry.name} takes some {needed:.0f} minutes, and is left for another time")
             return
         folder = self._runs / entry.name
-        before = record.made_so_far(folder)
-        kept = scores.run_record(self._results / entry.name).get("frames", 0)
-        if kept > record.frames(folder):
-            other = f"{self._results / entry.name} holds {kept:,} frames of a run that {self._runs} has lost"
+        before, kept = record.made_so_far(folder), scores.run_record(self._results / entry.name)
+        if (frames := kept.get("frames", 0)) > record.frames(folder):
+            other = f"{self._results / entry.name} holds {frames:,} frames of a run that {self._runs} has lost"
             self._say(f"{other}; the one that is there now is kept once it is longer")
+        else:
+            before = before or kept  # of a version that did not write it into the folder
         work = self._running[entry.name] = Work(entry, before, record.commit(), before.get("evaluation"))
         try:
             if not self._is_trained(entry):
@@ -229,6 +230,9 @@ class Runner:
         }
         try:
             record.remember(folder, made)
+        except OSError as error:
+            self._say(f"{folder} cannot be written to ({error.strerror}); mend that")
+        try:
             written = record.keep(folder, self._results / entry.name, made)
             self._unkept.discard(entry.name)
             if written:

@@ -19,6 +19,7 @@ from . import scores
 TIMES = 200  # points of `times.csv`
 POINTS = 100  # of `metrics.csv`
 MADE = "record.json"  # in the run's own folder
+OWN_RUNS = "dreamer/data/own_runs.csv"  # which is written anew as runs are kept, and computes nothing
 
 
 def frames(folder: Path) -> int:
@@ -98,7 +99,9 @@ def commit() -> str:
             [*here, "ls-files", "--error-unmatch", "dreamer/results/record.py"], capture_output=True, check=True
         )
         name = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "dreamer", "envs", "setup.cfg"])
+        changed = subprocess.run(
+            [*here, "diff", "--quiet", "HEAD", "--", "dreamer", "envs", "setup.cfg", f":!{OWN_RUNS}"]
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name.stdout.strip() + "-dirty" * bool(changed.returncode)

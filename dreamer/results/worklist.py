@@ -129,7 +129,7 @@ def _entry(cells: dict[str, str], too_many: list[str]) -> Entry:
 
 def _whole(column: str, text: str) -> int:
     try:
-        return int(text)
+        return configs.whole(text)
     except ValueError:
         raise ValueError(f"{column} {text!r} is no whole number; give one") from None
 

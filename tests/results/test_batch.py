@@ -373,6 +373,33 @@ def test_a_terminal_that_closes_stops_the_runs(tmp_path):
         assert scores.run_record(tmp_path / "results" / entry.name)["frames"] > 0
 
 
+def test_results_that_are_written_anew_do_not_make_the_code_another(tmp_path, monkeypatch):
+    for name in ("dreamer/results/record.py", record.OWN_RUNS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "mine"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "dreamer/results/record.py"))
+    (tmp_path / record.OWN_RUNS).write_text("task,method\n")
+    assert not record.commit().endswith("-dirty")
+    (tmp_path / "dreamer/results/record.py").write_text("x = 1\n")
+    assert record.commit().endswith("-dirty")
+
+
+def test_a_run_of_an_earlier_version_keeps_its_sittings(tmp_path):
+    """Which were written beside the other results alone."""
+    path = write(tmp_path, f"gym/CartPole-v1,0,1m,1,1000000,run.checkpoint_seconds=1 {SETTINGS}")
+    (entry,) = read(path)
+    assert begun(make_batch(tmp_path, entry), entry) == []
+    place, folder = tmp_path / "results" / entry.name, tmp_path / "runs" / entry.name
+    (folder / record.MADE).unlink()
+    made = scores.run_record(place)
+    (place / "run.json").write_text(json.dumps(made | {"commits": ["earlier"]}))
+    assert begun(make_batch(tmp_path, entry), entry) == []
+    assert scores.run_record(place)["commits"] == ["earlier", record.commit()]
+
+
 def test_code_within_a_repository_of_somebody_else_has_no_commit(tmp_path, monkeypatch):
     (tmp_path / "lib" / "dreamer" / "results").mkdir(parents=True)
     (tmp_path / "lib" / "dreamer" / "results" / "record.py").touch()
