@@ -443,10 +443,15 @@ def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) 
     return config, checkpoint, agent, environments, terminal
 
 
+def _is_open(task: str) -> bool:
+    """Whether only making an environment tells what there is: Gymnasium's, and the user's own."""
+    return task.startswith("gym/") or ":" in task
+
+
 def _options(config: "Config", drawn: bool) -> dict[str, Any]:
     """For `envs.make`; `drawn` environments can render themselves, if they ever can."""
     options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
-    if drawn and (config.task.startswith("gym/") or ":" in config.task):
+    if drawn and _is_open(config.task):
         drawable = {"render_mode": "rgb_array"} | options  # Gymnasium's ways: it wants to know when it makes one
         with contextlib.suppress(own_envs().TaskError):  # it knows none; what else may be wrong will be said again
             own_envs().make(config.task, **drawable).close()
@@ -510,8 +515,9 @@ def compare(runs: tuple[str, ...], frames: int | None, as_json: bool) -> None:
 
     curves = [named(run) for run in runs]
     found = comparison.results(curves, frames)
-    for sentence in [] if frames else comparison.cut_short(curves):
-        click.echo(sentence, err=True)
+    if frames is None:
+        for sentence in comparison.cut_short(curves):
+            click.echo(sentence, err=True)
     click.echo(json.dumps(comparison.to_json(found)) if as_json else comparison.table(found))
 
 
@@ -569,7 +575,7 @@ def _check_entry(entry: "Entry") -> None:
     """Raise a ValueError if there is no such task or option; what only making it tells is tried, once."""
     config, package = entry.config, own_envs()
     package.check_name(config.task, **config.environment)
-    if config.task.startswith("gym/") or ":" in config.task:
+    if _is_open(config.task):
         _try_environment(config.task, json.dumps(_options(config, drawn=False)))
 
 

@@ -296,18 +296,16 @@ class Setting(NamedTuple):
 def described(task: str) -> list[Setting]:
     """All settings, with the values that a task begins with."""
     config = make_config(task)
-    parts = {"": Config} | {f"{item.name}.": type(getattr(config, item.name)) for item in fields(config)}
+    inner = {item.name: getattr(config, item.name) for item in fields(config)}
+    parts = {"": config} | {f"{name}.": part for name, part in inner.items() if is_dataclass(part)}
     meanings = {prefix + name: text for prefix, part in parts.items() for name, text in _comments(part).items()}
     values = flatten(config) | {key: value for key, value in _usual_options(task).items() if value is not None}
     return [Setting(key, value, _allowed(key), meanings.get(key, "")) for key, value in values.items() if key != "task"]
 
 
-def _comments(part: type) -> dict[str, str]:
+def _comments(part: Any) -> dict[str, str]:
     """What stands behind the fields of a dataclass, by their names."""
-    if not is_dataclass(part):
-        return {}
-    found = re.findall(r"^ +(\w+): [^#\n]*# *(.+)$", inspect.getsource(part), re.MULTILINE)
-    return dict(found)
+    return dict(re.findall(r"^ +(\w+): [^#\n]*# *(.+)$", inspect.getsource(type(part)), re.MULTILINE))
 
 
 def _allowed(key: str) -> str:
@@ -433,10 +431,11 @@ def whole(text: str) -> int:
     """A whole number as people write large ones: 500000, 500_000, 5e5, 500k, 0.5M. Raises ValueError for others."""
     plain = text.strip().replace("_", "")
     parts = re.fullmatch(r"([+-]?\d*\.?\d+(?:e\+?\d{1,2})?)([km]?)", plain, re.IGNORECASE)
-    value = Fraction(parts[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[parts[2].lower()] if parts else Fraction(1, 2)
-    if value.denominator != 1:
-        raise ValueError(f"{text} is no whole number")
-    return int(value)
+    if parts is not None:
+        value = Fraction(parts[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[parts[2].lower()]
+        if value.denominator == 1:
+            return int(value)
+    raise ValueError(f"{text} is no whole number")
 
 
 def _literal(text: str) -> Any:
