@@ -1,5 +1,7 @@
 """DreamerV3: learn a world model, and a policy inside it."""
 
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +10,9 @@ import gymnasium
 if TYPE_CHECKING:
     from .dreams.world_env import WorldModelEnv, WorldModelVectorEnv
     from .player import Player
+    from .scoring import Scores
 
-__all__ = ["WorldModelEnv", "WorldModelVectorEnv", "load"]
+__all__ = ["WorldModelEnv", "WorldModelVectorEnv", "evaluate", "load", "train"]
 
 gymnasium.register(
     "dreamer/WorldModel-v0",
@@ -25,6 +28,95 @@ def __getattr__(name: str) -> Any:
 
         return getattr(world_env, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def train(
+    env: str | Callable[..., Any] | None = None,
+    run: str | Path | None = None,
+    *,
+    frames: int | None = None,
+    size: str | None = None,
+    seed: int | None = None,
+    envs: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train an agent, from scratch or from where `run` stopped, as `dreamer train` does.
+
+    What is left out is as in the suite's protocol, but for the size, which is 1m without a GPU. Ctrl-C saves a
+    checkpoint first.
+
+    Args:
+        env: SUITE/TASK, module:factory, or the class or function of a module that makes a `gymnasium.Env`; None where
+            `run` is to go on.
+        run: the run's folder; one that holds a run is continued, None makes a new one under `runs`.
+        frames: environment frames, action repeat included.
+        size: of the model: 1m, 12m, 25m, 50m, 100m, 200m, 400m.
+        seed: of parameters, environments and all random numbers.
+        envs: environments that step together.
+        device: auto, cpu, cuda or mps.
+        precision: of matrix products: auto, float32 or bfloat16.
+        settings: any others by name, {"replay.batch": 8}; `dreamer settings` lists them.
+
+    Returns:
+        The run's folder, for `evaluate` and `load`.
+
+    Raises:
+        UserMistake, envs.TaskError: what was asked for does not exist, cannot be made, or is not what `run` holds.
+        KeyboardInterrupt: Ctrl-C was pressed; all is saved.
+        SystemExit: another signal asked to stop; all is saved.
+    """
+    from .opening import as_settings, task_of
+    from .opening import train as begin
+
+    named = {
+        "frames": frames,
+        "size": size,
+        "seed": seed,
+        "envs": envs,
+        "run.device": device,
+        "run.precision": precision,
+    }
+    chosen = dict(settings or {}) | {key: value for key, value in named.items() if value is not None}
+    folder, stopped_by = begin(None if env is None else task_of(env), run, settings=as_settings(chosen))
+    if stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stopped_by:
+        raise SystemExit(128 + stopped_by)
+    return folder
+
+
+def evaluate(
+    run: str | Path,
+    episodes: int = 10,
+    *,
+    greedy: bool = False,
+    envs: int = 8,
+    seed: int = 1_000_000,
+    device: str = "auto",
+) -> "Scores":
+    """Score a run's checkpoint on whole episodes, as `dreamer evaluate` does.
+
+    Args:
+        run: the run's folder.
+        episodes: to play.
+        greedy: the most likely action instead of a sample.
+        envs: environments at once, at most.
+        seed: of the environments and of the sampled actions.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        `scores` and `lengths` of the episodes, their `mean`, `std` and `interval()`.
+
+    Raises:
+        UserMistake: the folder holds no readable checkpoint, or the environment is not what it was.
+    """
+    from . import scoring
+    from .opening import played
+
+    with played(run, max(1, min(episodes, envs)), seed, device) as (_, _, agent, environments, terminal):
+        return scoring.evaluate(agent, environments, episodes, greedy, report=terminal.progress)
 
 
 def load(run: str | Path, device: str = "auto", seed: int = 0) -> "Player":

@@ -25,13 +25,13 @@ from .config import Config
 from .cuda import finish
 from .health import Health
 from .logger import Logger
+from .loop import CPU, Counters, Environments, Observer, train
 from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads
 from .replay import Batch, Replay, Transition, new_replay
 from .results.published import number
 from .rssm import State
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .terminal import Terminal
-from .train import CPU, Counters, Environments, Observer, train
 
 WARM_UPS = 3
 REPEATS = (5, 30)  # at least, at most

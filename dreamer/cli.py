@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from .stopping import StoppedAtOnce
 
 if TYPE_CHECKING:
     from .config import Config
-    from .evaluate import Scores
     from .results.worklist import Entry
+    from .scoring import Scores
 
 DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
 SEEDS = click.IntRange(0, 2**63 - 1)
@@ -115,76 +114,15 @@ def train(
 
     What is left out is as in the suite's protocol (`dreamer envs`), but for the size, which is 1m without a GPU.
     """
-    from .checkpoint import RunFolder
+    from .opening import train as begin
 
     settings = (*settings, *_machine_settings(device, precision))
-    given: dict[str, Any] = {"size": size, "settings": settings, "frames": frames, "seed": seed, "envs": envs}
-    if run is not None and (folder := RunFolder(run)).holds_run:
-        config = _continued(folder.config(), task, given)
-    else:
-        if task is None:
-            there = "" if run is None else f"{run} holds no run to go on with; "
-            raise UserError(f"{there}say what to learn with --env, for example --env atari/pong")
-        config = _new_config(task, given)
-        folder = RunFolder(run or _new_folder(config))
-        if folder.is_foreign:
-            raise UserError(f"{run} is not empty and holds no run (no config.json); give another --run")
-
-    from .run import start
-
-    environments = _environments(config, config.envs, config.seed, guarded=True, restarts=config.run.restarts)
-    try:
-        start(config, folder, environments)
-    finally:
-        environments.close()
-
-
-def _continued(stored: "Config", task: str | None, given: dict[str, Any]) -> "Config":
-    """The stored config of a run with what may change: frames, the replay's capacity, and `run.` settings."""
-    from . import config as configs
-
-    there = configs.flatten(stored)
-    wanted = configs.flatten(configs.amend(stored, **given, task=task))
-    differing = [
-        f"{key} is {there.get(key, 'not set')} there, {wanted[key]} was given"
-        for key in wanted
-        if there.get(key) != wanted[key] and not configs.may_change(key)
-    ]
-    if differing:
-        raise UserError(
-            f"the folder holds another run ({'; '.join(differing)}); give another --run, or leave these out"
-        )
-    return configs.amend(stored, **given)
+    begin(task, run, size=size, settings=settings, frames=frames, seed=seed, envs=envs)
 
 
 def _machine_settings(device: str | None, precision: str | None) -> list[str]:
     given = {"run.device": device, "run.precision": precision}
     return [f"{key}={value}" for key, value in given.items() if value]
-
-
-def _new_config(task: str, given: dict[str, Any]) -> "Config":
-    """The config of a new run; without a GPU its size is one that trains there, unless another was given."""
-    from . import config as configs
-
-    config = configs.make_config(task, **given)
-    sized = given["size"] or any(setting.startswith("size=") for setting in given["settings"])
-    return (
-        config
-        if sized or not _is_without_gpu(config)
-        else configs.make_config(task, **given | {"size": configs.CPU_SIZE})
-    )
-
-
-def _is_without_gpu(config: "Config") -> bool:
-    from .machine import choose_device
-
-    return choose_device(config.run.device).type == "cpu"
-
-
-def _new_folder(config: "Config") -> Path:
-    from . import config as configs
-
-    return Path("runs") / f"{configs.file_name(config.task)}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 @main.command()
@@ -216,8 +154,9 @@ def evaluate(
 
     Ctrl-C ends it with the scores of those that are over.
     """
-    from .evaluate import evaluate as play
-    from .stopping import StopSignal
+    from .opening import played
+    from .scoring import evaluate as play
+    from .stopping import StopSignal, signals_given_back
     from .video import check_path, write
 
     if episodes < 1:
@@ -225,17 +164,13 @@ def evaluate(
     if video is not None:
         check_path(video)
     film: list[Any] | None = [] if video is not None else None
-    with contextlib.redirect_stdout(sys.stderr):  # of what environments print
-        config, _, agent, environments, terminal = _played(
-            run, min(episodes, envs), seed, device, drawn=film is not None
-        )
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # of what environments print
+        signals_given_back(),
+        played(run, min(episodes, envs), seed, device, drawn=film is not None) as (config, _, agent, environments, on),
+    ):
         stop = StopSignal("the episodes that are over are scored")
-        try:
-            scores = play(agent, environments, episodes, greedy, film, terminal.progress, stop)
-        finally:
-            environments.close()
-            terminal.clear()
-            stop.end()
+        scores = play(agent, environments, episodes, greedy, film, on.progress, stop)
     if (over := len(scores.scores)) < episodes:
         click.echo(f"Stopped after {over} of {episodes} episodes" + ", which favours short ones" * (over > 0), err=True)
     if over:
@@ -264,46 +199,6 @@ def _print_scores(config: "Config", scores: "Scores", as_json: bool) -> None:
     )
 
 
-def _environments(
-    config: "Config",
-    count: int,
-    seed: int,
-    guarded: bool = False,
-    restarts: int = 0,
-    drawn: bool = False,
-) -> Any:
-    """`count` environments of the run's task, as `envs.Vector` takes them; `drawn` ones can render themselves.
-
-    If `guarded`, those that may hang or crash step in processes of their own, which can be ended; else those that are
-    faster there.
-    """
-    import numpy as np
-
-    package, options = own_envs(), _options(config, drawn)
-    if ":" in config.task and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` has it: what their processes send may be of their own making
-    processes = (
-        package.wants_processes(config.task) if guarded else package.steps_in_processes(config.task, count, **options)
-    )
-    if processes and count > 1:
-        click.echo(f"Starting {count} environments, each in a process of its own ...", err=True)
-    try:
-        return package.Vector(
-            [functools.partial(package.make, config.task, **options)] * count,
-            seeds=np.random.SeedSequence(seed).generate_state(count).tolist(),
-            processes=processes,
-            restarts=restarts,
-            patience=config.run.patience_seconds,
-        )
-    except package.WorkerDied as error:
-        if "did not answer" not in str(error):
-            raise
-        raise UserError(
-            f"{str(error).rstrip('.')}; if it takes longer to begin, raise run.patience_seconds "
-            "(--set of train, or the run's config.json)"
-        ) from error
-
-
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="dream.gif", show_default=True, help="GIF, MP4 or PNG.")
@@ -329,14 +224,11 @@ def imagine(
     """
     from .dreams import imagine as pictures
     from .dreams.dream import record
+    from .opening import played
 
     pictures.check_path(out)
-    config, _, agent, environments, terminal = _played(run, scenes, seed, device)
-    try:
+    with played(run, scenes, seed, device) as (config, _, agent, environments, terminal):
         episodes = record(agent, environments, scenes, pictures.WATCHED + context + horizon, terminal.progress)
-    finally:
-        environments.close()
-        terminal.clear()
     found = pictures.scenes(agent, episodes, context, horizon, policy, seed)
     pictures.draw(found, f"{config.task}, {run.name}", out)
     click.echo(f"Wrote {out}")
@@ -363,23 +255,22 @@ def diagnose(
     from .dreams import diagnose as diagnosis
     from .dreams import report
     from .dreams.dream import record
+    from .opening import played
     from .video import check_place
 
     if page is not None:
         if page.suffix.lower() != ".html":
             raise UserError(f"{page} does not end in .html; give the page that ending")
         check_place(page)
-    with contextlib.redirect_stdout(sys.stderr):  # of what environments print
-        config, checkpoint, agent, environments, terminal = _played(run, min(episodes, envs), seed, device)
-        try:
-            rows = None
-            with contextlib.suppress(CheckpointError):  # the replay may be left out of a folder
-                rows = checkpoint.newest_rows(agent)
-            played = record(agent, environments, episodes, diagnosis.LONGEST, terminal.progress)
-            found = diagnosis.diagnose(agent, played, config.task, seed, horizon, terminal.progress, rows)
-        finally:
-            environments.close()
-            terminal.clear()
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # of what environments print
+        played(run, min(episodes, envs), seed, device) as (config, checkpoint, agent, environments, terminal),
+    ):
+        rows = None
+        with contextlib.suppress(CheckpointError):  # the replay may be left out of a folder
+            rows = checkpoint.newest_rows(agent)
+        episodes_played = record(agent, environments, episodes, diagnosis.LONGEST, terminal.progress)
+        found = diagnosis.diagnose(agent, episodes_played, config.task, seed, horizon, terminal.progress, rows)
     click.echo(json.dumps(found.to_json()) if as_json else report.table(found))
     if page is not None:
         page.write_text(report.page(found))
@@ -400,13 +291,14 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
 
     from .checkpoint import RunFolder
     from .dreams.play import Server, Stage
+    from .environments import environment_options
     from .machine import limit_threads
     from .run import check_spaces
 
     limit_threads()
     folder = RunFolder(run)
     config, agent = folder.config(), folder.load_agent(device, seed)
-    options = _options(config, drawn=True)
+    options = environment_options(config, drawn=True)
     environment = own_envs().make(config.task, **options)
     try:
         check_spaces(folder, environment)
@@ -419,44 +311,6 @@ def play(run: Path, port: int, seed: int, device: str) -> None:
         click.echo("")
     finally:
         environment.close()
-
-
-def _played(run: Path, count: int, seed: int, device: str, drawn: bool = False) -> Any:
-    """A run's config, newest checkpoint, its agent, `count` environments of its task, and the terminal."""
-    from .checkpoint import RunFolder
-    from .machine import limit_threads
-    from .run import check_spaces
-    from .terminal import Terminal
-
-    limit_threads()
-    folder = RunFolder(run)
-    config = folder.config()
-    terminal = Terminal()
-    checkpoint = folder.newest(say=terminal.say)
-    agent = folder.load_agent(device, seed, terminal.say, checkpoint)
-    environments = _environments(config, count, seed, guarded=":" in config.task, drawn=drawn)
-    try:
-        check_spaces(folder, environments)
-    except BaseException:
-        environments.close()
-        raise
-    return config, checkpoint, agent, environments, terminal
-
-
-def _is_open(task: str) -> bool:
-    """Whether only making an environment tells what there is: Gymnasium's, and the user's own."""
-    return task.startswith("gym/") or ":" in task
-
-
-def _options(config: "Config", drawn: bool) -> dict[str, Any]:
-    """For `envs.make`; `drawn` environments can render themselves, if they ever can."""
-    options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
-    if drawn and _is_open(config.task):
-        drawable = {"render_mode": "rgb_array"} | options  # Gymnasium's ways: it wants to know when it makes one
-        with contextlib.suppress(own_envs().TaskError):  # it knows none; what else may be wrong will be said again
-            own_envs().make(config.task, **drawable).close()
-            return drawable
-    return options
 
 
 @main.command()
@@ -573,10 +427,12 @@ def batch(file: Path, runs: Path, results: Path, at_once: int, minutes: float | 
 
 def _check_entry(entry: "Entry") -> None:
     """Raise a ValueError if there is no such task or option; what only making it tells is tried, once."""
+    from .environments import environment_options, only_making_tells
+
     config, package = entry.config, own_envs()
     package.check_name(config.task, **config.environment)
-    if _is_open(config.task):
-        _try_environment(config.task, json.dumps(_options(config, drawn=False)))
+    if only_making_tells(config.task):
+        _try_environment(config.task, json.dumps(environment_options(config, drawn=False)))
 
 
 @functools.cache  # which wants what can be hashed
@@ -612,11 +468,13 @@ def bench(
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
             os.environ["TRITON_CACHE_DIR"] = os.path.join(empty, "triton")
         from . import bench as benchmark
+        from .environments import make_environments
         from .machine import is_out_of_memory
+        from .opening import new_config
 
         settings = (*settings, *_machine_settings(device, precision), *(["run.compile=false"] if eager else []))
-        config = _new_config(task, {"size": size, "settings": settings})
-        environments = _environments(config, config.envs, config.seed, guarded=True)
+        config = new_config(task, size=size, settings=settings)
+        environments = make_environments(config, config.envs, config.seed, guarded=True)
         try:
             report = benchmark.measure(config, environments, lambda text: click.echo(f"{text} ...", err=True), cold)
         except Exception as error:

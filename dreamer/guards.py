@@ -13,9 +13,9 @@ from .checkpoint import CheckpointError, RunFolder
 from .config import Config
 from .cuda import finish
 from .logger import Logger
+from .loop import Counters
 from .replay import Replay
 from .terminal import Terminal
-from .train import Counters
 
 
 class Saver:

@@ -15,6 +15,7 @@ from .cuda import finish
 from .curves import Curves
 from .errors import UserMistake
 from .health import Health
+from .loop import Counters, Rows
 from .replay import Batch
 from .results.published import (
     Band,
@@ -30,7 +31,6 @@ from .results.published import (
 )
 from .results.scores import Curve, episodes
 from .terminal import Terminal, duration
-from .train import Counters, Rows
 from .video import comparison, open_loop, to_rgb
 
 FIRST_VIDEO_SECONDS = 60.0

@@ -17,6 +17,7 @@ from .errors import UserMistake
 from .guards import Restarts, Saver
 from .health import Health
 from .logger import Logger
+from .loop import CPU, Counters, train
 from .machine import (
     choose_device,
     choose_dtype,
@@ -33,13 +34,14 @@ from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .stopping import StopSignal
 from .terminal import Terminal
-from .train import CPU, Counters, train
 
 GPU_SHARE = 0.8  # of its memory, up to which the replay lies there too
 
 
-def start(config: Config, folder: RunFolder, environments: Any) -> None:
+def start(config: Config, folder: RunFolder, environments: Any) -> int:
     """Train, from scratch or from the folder's checkpoint, until the frames are seen or somebody stops it.
+
+    Returns the number of the signal that did, 0 if none.
 
     Args:
         config: all settings.
@@ -59,7 +61,7 @@ def start(config: Config, folder: RunFolder, environments: Any) -> None:
         replay, need = _placed(config, agent, environments.repeat, folder.rows)
     about = describe(config, agent, replay, environments, need)
     with folder.lock():
-        _train(config, folder, environments, agent, replay, terminal, about)
+        return _train(config, folder, environments, agent, replay, terminal, about)
 
 
 @contextlib.contextmanager
@@ -96,7 +98,7 @@ def _train(
     replay: Replay,
     terminal: Terminal,
     about: list[str],
-) -> None:
+) -> int:
     checkpoint, counters = folder.resume(terminal.say), Counters(environments.repeat)
     state = checkpoint.state() if checkpoint else None
     if state:
@@ -104,7 +106,7 @@ def _train(
         counters = Counters(**state["counters"])
         if counters.frames >= config.frames:
             terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
-            return
+            return 0
     folder.describe(config, agent.observation_spec, agent.action_spec)
     folder.check_writable()
     terminal.say(f"{'Continuing' if state else 'Training'} {config.task} in {folder.path}")
@@ -150,6 +152,7 @@ def _train(
     terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
     if counters.frames < config.frames:
         terminal.say(f"Go on:    dreamer train --run {folder.path}")
+    return stop.requested
 
 
 def check_spaces(folder: RunFolder, environments: Any) -> None:

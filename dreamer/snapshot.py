@@ -9,9 +9,9 @@ from .acting import Memory
 from .agent import Agent
 from .checkpoint import arrays, plain
 from .config import lasting
+from .loop import Counters
 from .replay import Replay
 from .rssm import State
-from .train import Counters
 
 
 class Stateful(Protocol):

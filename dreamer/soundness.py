@@ -10,8 +10,8 @@ from torch import Tensor
 from .agent import Agent
 from .checkpoint import write_tensors
 from .errors import UserMistake
+from .loop import Counters, Rows
 from .replay import Batch
-from .train import Counters, Rows
 
 MOST_IN_A_ROW = 100
 FILE = "not_finite.pt"

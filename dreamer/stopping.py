@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -11,11 +13,24 @@ class StoppedAtOnce(BaseException):
 
 
 def asking() -> list[signal.Signals]:
-    """The signals by which somebody asks to stop."""
+    """The signals by which somebody asks to stop; none where they do not arrive, in all threads but the main one."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
     names = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         names.append(signal.SIGHUP)
     return names
+
+
+@contextlib.contextmanager
+def signals_given_back() -> Iterator[None]:
+    """Afterwards the signals by which somebody asks to stop do what they did before."""
+    before = {name: signal.getsignal(name) for name in asking()}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 class StopSignal:
@@ -29,15 +44,11 @@ class StopSignal:
     def __init__(self, first: str):
         self.requested = 0  # the signal's number
         self._first = first
-        self._before = {name: signal.signal(name, self._ask) for name in asking()}
+        for name in asking():
+            signal.signal(name, self._ask)
 
     def __call__(self) -> bool:
         return self.requested > 0
-
-    def end(self) -> None:
-        """From now on signals do what they did before."""
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.requested:

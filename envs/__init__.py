@@ -9,7 +9,7 @@ from .errors import EnvironmentFailed, TaskError
 from .registry import Suite, check_name, make, steps_in_processes, suites, wants_processes
 from .saving import can_save_state
 from .vector import Rows, Vector
-from .workers import Worker, WorkerDied
+from .workers import Worker, WorkerDied, is_worker
 
 # For an importer to see that it got this package, since others go by the same name.
 PROJECT = "dreamer"
@@ -27,6 +27,7 @@ __all__ = [
     "can_save_state",
     "check",
     "check_name",
+    "is_worker",
     "make",
     "steps_in_processes",
     "suites",

@@ -50,6 +50,8 @@ from .saving import can_save_state
 # How long an environment may take to close before its process is killed.
 GRACE_SECONDS = 5.0
 
+_serving = False
+
 Factory = Callable[[], gymnasium.Env[Any, Any]]
 
 
@@ -407,11 +409,18 @@ _TO_GROUPS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") 
 _DONE, _MISTAKE, _FAILURE = "done", "mistake", "failure"
 
 
+def is_worker() -> bool:
+    """Whether this process was made to step an environment."""
+    return _serving
+
+
 def _serve(questions: BinaryIO, parent: int, last_words: int | None = None) -> None:
     """The life of a worker's process, until the other side, which is process `parent`, hangs up.
 
     last_words: the number of an open file.
     """
+    global _serving
+    _serving = True
     _ignore_signals()
     if sys.platform != "win32":
         threading.Thread(target=_end_with, args=[parent], daemon=True).start()

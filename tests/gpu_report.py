@@ -25,10 +25,10 @@ from dreamer import bench
 from dreamer.agent import Agent
 from dreamer.compiling import prepare
 from dreamer.config import make_config
+from dreamer.loop import Counters, train
 from dreamer.machine import MachineError, choose_device, choose_dtype
 from dreamer.soundness import Soundness
 from dreamer.spaces import action_spec, observation_spec
-from dreamer.train import Counters, train
 from envs import Vector, make
 
 PARTS = ("tests", "bench", "profile", "training", "beside")

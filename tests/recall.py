@@ -29,7 +29,7 @@ import envs
 from dreamer import actor_critic, replay, rssm
 from dreamer.acting import Acting
 from dreamer.config import make_config
-from dreamer.train import Counters, tensors, train
+from dreamer.loop import Counters, tensors, train
 
 WAIT = 3
 ANSWER, LEAVE = 100.0, 30.0

@@ -11,10 +11,10 @@ import dreamer.agent
 from dreamer.acting import Memory
 from dreamer.agent import Agent, total_loss
 from dreamer.config import LossScales, make_config
+from dreamer.loop import train
 from dreamer.replay import Batch
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
-from dreamer.train import train
 
 B, T, H = 2, 4, 3
 TINY = (

@@ -12,8 +12,8 @@ from dreamer import bench
 from dreamer.agent import Agent
 from dreamer.bench import Spread, Stopwatch, matrix_peak, random_replay, time_parts, timed
 from dreamer.cli import main
+from dreamer.loop import Counters
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
-from dreamer.train import Counters
 
 CPU = torch.device("cpu")
 

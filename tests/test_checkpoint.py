@@ -15,7 +15,7 @@ from dreamer import checkpoint, snapshot
 from dreamer.checkpoint import CheckpointError, RunFolder, arrays, plain, write_atomically, write_tensors
 from dreamer.config import make_config
 from dreamer.errors import UserMistake
-from dreamer.train import Counters, train
+from dreamer.loop import Counters, train
 
 
 class Run:

@@ -21,11 +21,11 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamer import cli
 from dreamer import config as configs
 from dreamer import run as run_module
 from dreamer.checkpoint import RunFolder
 from dreamer.cli import main
+from dreamer.environments import environment_options
 from dreamer.errors import UserMistake
 
 ROOT = Path(__file__).parent.parent
@@ -941,10 +941,10 @@ class Asserting(CartPoleEnv):
 def test_an_environment_that_knows_no_such_render_mode_is_made_without(made, monkeypatch):
     gymnasium.register("Undrawn-v0", made)
     try:
-        assert cli._options(configs.make_config("gym/Undrawn-v0"), drawn=True) == {"repeat": None}
+        assert environment_options(configs.make_config("gym/Undrawn-v0"), drawn=True) == {"repeat": None}
     finally:
         del gymnasium.registry["Undrawn-v0"]
-    assert cli._options(configs.make_config("gym/CartPole-v1"), drawn=True)["render_mode"] == "rgb_array"
+    assert environment_options(configs.make_config("gym/CartPole-v1"), drawn=True)["render_mode"] == "rgb_array"
 
 
 def test_single_widths_do_not_bring_back_the_large_size(tmp_path, monkeypatch):

@@ -15,10 +15,10 @@ from dreamer.bench import random_replay
 from dreamer.cli import main
 from dreamer.cuda import Aside, Captured, fetch, finish, moved
 from dreamer.errors import UserMistake
+from dreamer.loop import train
 from dreamer.machine import device_memory
 from dreamer.preflight import Needs
 from dreamer.replay import new_replay
-from dreamer.train import train
 
 FAST = ("optimizer.learning_rate=0.01", "optimizer.warmup=1")
 LONG = 200_000_000  # cycles, a tenth of a second

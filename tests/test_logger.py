@@ -16,10 +16,10 @@ from dreamer.config import make_config
 from dreamer.curves import Curves
 from dreamer.health import Health
 from dreamer.logger import Logger
+from dreamer.loop import Counters
 from dreamer.results import published
 from dreamer.results.published import compact
 from dreamer.terminal import Terminal, duration
-from dreamer.train import Counters
 
 
 class Clock:

@@ -12,7 +12,7 @@ from dreamer.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CORRIDOR, USE, DREAM, PLAN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CORRIDOR, TRAIN, USE, DREAM, PLAN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 NAMES = "train|evaluate|settings|plot|compare|imagine|diagnose|play|batch|bench|envs|doctor"
 COMMANDS = sorted(
     set(re.findall(rf"(?:^|`)(dreamer (?:{NAMES}) [^`#\n]*|dreamer (?:{NAMES})\b)", README, re.MULTILINE))
@@ -29,6 +29,10 @@ def test_your_own_environment_and_the_agent_from_python(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "sees vector, 1 number, by MLP; does action, one of 2" in result.stderr
     names: dict = {}
+    small = TRAIN.replace("5000", "30").replace("Corridor, frames", "Corridor, 'runs/PYTHON', frames")
+    exec(small.replace('{"replay.batch": 8}', f"{dict(each.split('=') for each in tiny.WIDTHS)}"), names)
+    assert len(names["scores"].scores) == 10 and str(names["run"]) == "runs/PYTHON"
+    names = {}
     exec(USE, names)
     assert names["over"] and names["observation"]["vector"].tolist() == [10]
     exec(DREAM, names)

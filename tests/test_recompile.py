@@ -7,9 +7,9 @@ import tiny
 import torch
 
 from dreamer.agent import Agent
+from dreamer.loop import train
 from dreamer.machine import why_not_compile
 from dreamer.rssm import STEPS
-from dreamer.train import train
 
 pytestmark = pytest.mark.skipif(bool(why_not_compile(torch.device("cpu"))), reason="nothing to compile with")
 

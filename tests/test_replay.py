@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer.errors import UserMistake
+from dreamer.loop import train
 from dreamer.replay import Replay, Window, row_bytes
 from dreamer.rssm import State
 from dreamer.spaces import ObservationSpec
-from dreamer.train import train
 
 
 def served(replay, batch):

@@ -6,8 +6,8 @@ import torch
 from click.testing import CliRunner
 
 from dreamer.cli import main
+from dreamer.loop import Counters, train
 from dreamer.soundness import MOST_IN_A_ROW, NotFinite, Soundness, blame, reach
-from dreamer.train import Counters, train
 
 NAN = float("nan")
 

@@ -15,10 +15,10 @@ from dreamer.agent import Agent
 from dreamer.errors import UserMistake
 from dreamer.health import Health
 from dreamer.logger import Logger
+from dreamer.loop import Counters
 from dreamer.replay import Batch
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec
 from dreamer.terminal import Terminal
-from dreamer.train import Counters
 from dreamer.video import MARK, check_path, comparison, gif, open_loop, to_rgb, write
 
 B, T = 2, 8

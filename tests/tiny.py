@@ -9,10 +9,10 @@ from dreamer.agent import Agent
 from dreamer.cli import main
 from dreamer.config import make_config
 from dreamer.distributions import twohot_places
+from dreamer.loop import Counters
 from dreamer.replay import Replay, Transition, new_replay
 from dreamer.rssm import State
 from dreamer.spaces import ActionPart, ActionSpec, ObservationSpec, action_spec, observation_spec
-from dreamer.train import Counters
 
 WIDTHS = (
     "model.deter=16",

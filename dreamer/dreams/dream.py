@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import distributions as dist
 from ..agent import Agent
-from ..evaluate import shares
+from ..loop import Environments, tensors
 from ..rssm import State, stack
-from ..train import Environments, tensors
+from ..scoring import shares
 
 
 @dataclass(frozen=True)

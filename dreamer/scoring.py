@@ -8,7 +8,7 @@ import numpy as np
 
 from .agent import Agent
 from .errors import UserMistake
-from .train import Environments, Rows, tensors
+from .loop import Environments, Rows, tensors
 from .video import to_rgb
 
 RESAMPLES = 10_000  # of the bootstrap

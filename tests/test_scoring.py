@@ -8,8 +8,8 @@ import torch
 
 from dreamer.acting import Memory
 from dreamer.errors import UserMistake
-from dreamer.evaluate import Scores, evaluate
 from dreamer.rssm import State
+from dreamer.scoring import Scores, evaluate
 
 
 class Script:

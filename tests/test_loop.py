@@ -11,9 +11,9 @@ import torch
 
 import envs
 from dreamer.acting import Memory
+from dreamer.loop import Counters, Schedule, train
 from dreamer.replay import Replay
 from dreamer.rssm import State
-from dreamer.train import Counters, Schedule, train
 
 # When to learn -------------------------------------------------------------------------------------------
 
