@@ -5,7 +5,8 @@ frames, how often an action is repeated, how much is learned from each row, how 
 """
 
 import difflib
-import inspect
+import functools
+import math
 import re
 import typing
 from collections.abc import Iterable
@@ -23,34 +24,94 @@ class ConfigError(UserMistake):
     """A setting that cannot be; the message names it, what is allowed and what to do."""
 
 
+def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
+    return {"deter": deter, "hidden": hidden, "classes": classes, "depth": depth, "units": units}
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "1m": _size(512, 64, 4, 4, 64),
+    "12m": _size(2048, 256, 16, 16, 256),
+    "25m": _size(3072, 384, 24, 24, 384),
+    "50m": _size(4096, 512, 32, 32, 512),
+    "100m": _size(6144, 768, 48, 48, 768),
+    "200m": _size(8192, 1024, 64, 64, 1024),
+    "400m": _size(12288, 1536, 96, 96, 1536),
+}
+
+CPU_SIZE = "1m"  # what a machine without a GPU can train
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a setting may be; numbers are finite, and 0 or more."""
+
+    above: float | None = None
+    least: float = 0
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def in_words(self) -> str:
+        """Empty where any number from 0 on is."""
+        if self.choices:
+            return ", ".join(self.choices)
+        least = f"above {self.above}" if self.above is not None else f"from {self.least}" if self.least else ""
+        most = f"up to {self.most:,}" if self.most is not None and self.most < 2**62 else ""
+        return f"{least} {most}".strip()
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise a ConfigError if `value` is not."""
+        if self.choices and value not in self.choices:
+            close = difflib.get_close_matches(str(value), self.choices, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{key}={value} is not one of {', '.join(self.choices)}; the nearest is {close}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value} must be a finite number")
+        if not isinstance(value, int | float):
+            return
+        if self.above is not None and not value > self.above:
+            raise ConfigError(f"{key}={value} must be greater than {self.above}")
+        if value < self.least:
+            raise ConfigError(f"{key}={value} must be at least {self.least}")
+        if self.most is not None and value > self.most:
+            raise ConfigError(f"{key}={value} must be at most {self.most}")
+
+
+def setting(default: Any, meaning: str, **allowed: Any) -> Any:
+    """A field of a config with what `dreamer settings` says of it, and what it may be, as `Allowed` takes it."""
+    return field(default=default, metadata={"meaning": meaning, "allowed": Allowed(**allowed)})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Widths of the networks; `SIZES` holds the published combinations."""
+    """Widths of the networks; `SIZES` holds the published combinations.
 
-    deter: int = 512  # D, the recurrent state
-    hidden: int = 64  # the layers around it
-    stoch: int = 32  # S, the number of categorical latents
-    classes: int = 4  # K, the classes of each
-    blocks: int = 8  # of the block-linear layers
-    depth: int = 4  # channels of the CNN are multiples of it
-    units: int = 64  # U, the width of the other layers
-    free_nats: float = 1.0  # KL below this is not trained on
+    The most is ten times the largest size's: more is a slip, and would end in an allocation that fails. Classes are
+    kept in one byte by the replay.
+    """
+
+    deter: int = setting(512, "D, the recurrent state", above=0, most=120_000)
+    hidden: int = setting(64, "the layers around it", above=0, most=20_000)
+    stoch: int = setting(32, "S, the number of categorical latents", above=0, most=1_000)
+    classes: int = setting(4, "K, the classes of each", above=0, most=256)
+    blocks: int = setting(8, "of the block-linear layers", above=0)
+    depth: int = setting(4, "channels of the CNN are multiples of it", above=0, most=1_000)
+    units: int = setting(64, "U, the width of the other layers", above=0, most=20_000)
+    free_nats: float = setting(1.0, "KL below this is not trained on")
 
 
 @dataclass(frozen=True)
 class BehaviorConfig:
     """Imagination, actor and critic."""
 
-    horizon: int = 15  # H, imagined steps
-    discount_horizon: int = 333  # gamma = 1 - 1 / 333
-    trace: float = 0.95  # lambda of the returns
-    entropy: float = 3e-4  # how much the actor's entropy counts
-    slow_regularizer: float = 1.0  # how much the slow critic's prediction counts in the critic's loss
-    slow_rate: float = 0.02  # how much of the critic the slow one takes over at each update
-    return_rate: float = 0.01  # of the exponential means of two percentiles of the returns
-    return_low: float = 0.05  # the lower percentile
-    return_high: float = 0.95  # the higher one; what lies between them scales the advantages
-    return_limit: float = 1.0  # the least that advantages are divided by
+    horizon: int = setting(15, "H, imagined steps", above=0, most=10_000)
+    discount_horizon: int = setting(333, "gamma = 1 - 1 / 333", above=0)
+    trace: float = setting(0.95, "lambda of the returns", most=1)
+    entropy: float = setting(3e-4, "how much the actor's entropy counts")
+    slow_regularizer: float = setting(1.0, "how much the slow critic's prediction counts in the critic's loss")
+    slow_rate: float = setting(0.02, "how much of the critic the slow one takes over at each update", most=1)
+    return_rate: float = setting(0.01, "of the exponential means of two percentiles of the returns", most=1)
+    return_low: float = setting(0.05, "the lower percentile", most=1)
+    return_high: float = setting(0.95, "the higher one; what lies between them scales the advantages", most=1)
+    return_limit: float = setting(1.0, "the least that advantages are divided by", above=0)
 
 
 @dataclass(frozen=True)
@@ -71,45 +132,57 @@ class LossScales:
 class OptimizerConfig:
     """Adaptive gradient clipping and LaProp."""
 
-    learning_rate: float = 4e-5  # how far a weight moves at an update, about
-    warmup: int = 1000  # updates
-    clip: float = 0.3  # largest norm of a tensor's gradient, as a share of the tensor's own
-    min_norm: float = 1e-3  # that a tensor is taken to have at least, for clipping
-    beta1: float = 0.9  # of the momentum
-    beta2: float = 0.999  # of the mean square of the gradients
-    epsilon: float = 1e-20  # beside its root
+    learning_rate: float = setting(4e-5, "how far a weight moves at an update, about", above=0)
+    warmup: int = setting(1000, "updates", above=0)
+    clip: float = setting(0.3, "largest norm of a tensor's gradient, as a share of the tensor's own", above=0)
+    min_norm: float = setting(1e-3, "that a tensor is taken to have at least, for clipping", above=0)
+    beta1: float = setting(0.9, "of the momentum", most=0.99999)
+    beta2: float = setting(0.999, "of the mean square of the gradients", most=0.99999)
+    epsilon: float = setting(1e-20, "beside its root", above=0)
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    batch: int = 16  # B, sequences
-    length: int = 64  # T, steps of each
-    capacity: int = 5_000_000  # rows over all environments
+    """What is learned from; a length of 2 at least, since the replay critic learns from T - 1 steps."""
+
+    batch: int = setting(16, "B, sequences", above=0, most=100_000)
+    length: int = setting(64, "T, steps of each", least=2, most=100_000)
+    capacity: int = setting(5_000_000, "rows over all environments", above=0)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """How the run goes about it; none of it changes what is computed, up to rounding."""
 
-    device: str = "auto"  # where to compute; auto is a CUDA GPU if there is one, else the CPU
-    precision: str = "auto"  # of matrix products; auto asks the machine
-    compile: bool = True  # by torch.compile
-    checkpoint_seconds: float = 300.0  # between two checkpoints
-    log_seconds: float = 15.0  # between two points of the curves
-    video_seconds: float = 600.0  # between two videos
-    restarts: int = 3  # of an environment that fails, since an episode last ended well
-    patience_seconds: float = 300.0  # an environment in a process of its own that takes longer has failed
+    device: str = setting(
+        "auto",
+        "where to compute; auto is a CUDA GPU if there is one, else the CPU",
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
+    precision: str = setting(
+        "auto", "of matrix products; auto asks the machine", choices=("auto", "float32", "bfloat16")
+    )
+    compile: bool = setting(True, "by torch.compile")
+    checkpoint_seconds: float = setting(300.0, "between two checkpoints", above=0)
+    log_seconds: float = setting(15.0, "between two points of the curves", above=0)
+    video_seconds: float = setting(600.0, "between two videos", above=0)
+    restarts: int = setting(3, "of an environment that fails, since an episode last ended well")
+    patience_seconds: float = setting(
+        300.0, "an environment in a process of its own that takes longer has failed", above=0
+    )
 
 
 @dataclass(frozen=True)
 class Config:
+    """All of it. The ratio has a maximum, since whoever asks to stop waits for the updates of a row."""
+
     task: str
-    seed: int = 0  # of parameters, environments and all random numbers
-    frames: int = 1_000_000  # environment frames, action repeat included
-    repeat: int | None = None  # frames for each action; by default the environment's own
-    ratio: float = 512.0  # replayed steps for each row
-    envs: int = 1  # environments that step together
-    size: str = "12m"  # of the model
+    seed: int = setting(0, "of parameters, environments and all random numbers", most=2**63 - 1)
+    frames: int = setting(1_000_000, "environment frames, action repeat included", above=0)
+    repeat: int | None = setting(None, "frames for each action; by default the environment's own", above=0)
+    ratio: float = setting(512.0, "replayed steps for each row", above=0, most=16_384)
+    envs: int = setting(1, "environments that step together", above=0, most=10_000)
+    size: str = setting("12m", "of the model", choices=tuple(SIZES))
     environment: dict[str, Any] = field(default_factory=dict)  # options of the suite
     model: ModelConfig = ModelConfig()
     behavior: BehaviorConfig = BehaviorConfig()
@@ -133,22 +206,6 @@ def seeds(seed: int) -> Seeds:
     return Seeds(*np.random.SeedSequence(seed).generate_state(4).tolist())
 
 
-def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
-    return {"deter": deter, "hidden": hidden, "classes": classes, "depth": depth, "units": units}
-
-
-SIZES: dict[str, dict[str, int]] = {
-    "1m": _size(512, 64, 4, 4, 64),
-    "12m": _size(2048, 256, 16, 16, 256),
-    "25m": _size(3072, 384, 24, 24, 384),
-    "50m": _size(4096, 512, 32, 32, 512),
-    "100m": _size(6144, 768, 48, 48, 768),
-    "200m": _size(8192, 1024, 64, 64, 1024),
-    "400m": _size(12288, 1536, 96, 96, 1536),
-}
-
-CPU_SIZE = "1m"  # what a machine without a GPU can train
-
 # The protocols of the published scores. A suite that is not listed is the user's own.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "atari": {"frames": 200_000_000, "repeat": 4, "ratio": 32.0, "envs": 16, "size": "200m"},
@@ -157,23 +214,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "dmc_vision": {"frames": 1_000_000, "repeat": 2, "ratio": 512.0, "envs": 8, "size": "12m"},
 }
 
-POSITIVE = {
-    "frames", "repeat", "ratio", "envs", "model.deter", "model.hidden", "model.stoch", "model.classes", "model.blocks",
-    "model.depth", "model.units", "behavior.horizon", "behavior.discount_horizon", "optimizer.learning_rate",
-    "optimizer.warmup", "optimizer.clip", "optimizer.min_norm", "optimizer.epsilon", "behavior.return_limit",
-    "replay.batch", "replay.length", "replay.capacity", "run.checkpoint_seconds", "run.log_seconds",
-    "run.video_seconds", "run.patience_seconds",
-}  # fmt: skip
-AT_MOST = {
-    "model.classes": 256,  # the replay keeps a class in one byte
-    # Ten times the largest size's: more is a slip, and would end in an allocation that fails.
-    "model.deter": 120_000, "model.hidden": 20_000, "model.units": 20_000, "model.depth": 1_000, "model.stoch": 1_000,
-    "ratio": 16_384,  # many updates for each row: whoever asks to stop waits for them
-    "behavior.horizon": 10_000, "replay.batch": 100_000, "replay.length": 100_000, "envs": 10_000, "seed": 2**63 - 1,
-    "behavior.trace": 1, "behavior.slow_rate": 1, "behavior.return_rate": 1, "behavior.return_low": 1,
-    "behavior.return_high": 1, "optimizer.beta1": 0.99999, "optimizer.beta2": 0.99999,
-}  # fmt: skip
-AT_LEAST = {"replay.length": 2}  # the replay critic learns from T - 1 steps
 ALIASES = {  # what other programs call it
     "batch_length": "replay.length",
     "batch_size": "replay.batch",
@@ -185,11 +225,6 @@ ALIASES = {  # what other programs call it
     "seq_len": "replay.length",
     "steps": "frames",
     "train_ratio": "ratio",
-}
-CHOICES = {
-    "size": tuple(SIZES),
-    "run.device": ("auto", "cpu", "cuda", "mps"),
-    "run.precision": ("auto", "float32", "bfloat16"),
 }
 
 
@@ -295,25 +330,11 @@ class Setting(NamedTuple):
 
 def described(task: str) -> list[Setting]:
     """All settings, with the values that a task begins with."""
-    config = make_config(task)
-    inner = {item.name: getattr(config, item.name) for item in fields(config)}
-    parts = {"": config} | {f"{name}.": part for name, part in inner.items() if is_dataclass(part)}
-    meanings = {prefix + name: text for prefix, part in parts.items() for name, text in _comments(part).items()}
-    values = flatten(config) | {key: value for key, value in _usual_options(task).items() if value is not None}
-    return [Setting(key, value, _allowed(key), meanings.get(key, "")) for key, value in values.items() if key != "task"]
-
-
-def _comments(part: Any) -> dict[str, str]:
-    """What stands behind the fields of a dataclass, by their names."""
-    return dict(re.findall(r"^ +(\w+): [^#\n]*# *(.+)$", inspect.getsource(type(part)), re.MULTILINE))
-
-
-def _allowed(key: str) -> str:
-    if key in CHOICES:
-        return ", ".join(CHOICES[key])
-    least = "above 0" if key in POSITIVE else f"from {AT_LEAST[key]}" if key in AT_LEAST else ""
-    most = f"up to {AT_MOST[key]:,}" if key in AT_MOST and AT_MOST[key] < 2**62 else ""
-    return f"{least} {most}".strip()
+    values = flatten(make_config(task))
+    values |= {key: value for key, value in _usual_options(task).items() if value is not None}
+    return [
+        Setting(key, value, _allowed(key).in_words(), _meaning(key)) for key, value in values.items() if key != "task"
+    ]
 
 
 def unusual(config: Config) -> dict[str, tuple[Any, Any]]:
@@ -451,15 +472,25 @@ def _literal(text: str) -> Any:
 
 
 def _check(key: str, value: Any) -> None:
-    if key in CHOICES and value not in CHOICES[key]:
-        close = difflib.get_close_matches(str(value), CHOICES[key], n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{key}={value} is not one of {', '.join(CHOICES[key])}; the nearest is {close}")
-    if key in POSITIVE and value is not None and not value > 0:
-        raise ConfigError(f"{key}={value} must be greater than 0")
-    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
-        raise ConfigError(f"{key}={value} must be a finite number")
-    if isinstance(value, int | float) and not key.startswith("environment."):
-        if value < AT_LEAST.get(key, 0):
-            raise ConfigError(f"{key}={value} must be at least {AT_LEAST.get(key, 0)}")
-        if value > AT_MOST.get(key, value):
-            raise ConfigError(f"{key}={value} must be at most {AT_MOST[key]}")
+    if not key.startswith("environment."):
+        _allowed(key).check(key, value)
+
+
+def _allowed(key: str) -> Allowed:
+    found: Allowed = _metadata().get(key, {}).get("allowed", Allowed())
+    return found
+
+
+def _meaning(key: str) -> str:
+    found: str = _metadata().get(key, {}).get("meaning", "")
+    return found
+
+
+@functools.cache
+def _metadata(kind: Any = None, prefix: str = "") -> dict[str, Any]:
+    """What `setting` keeps of each field, by dotted key."""
+    result: dict[str, Any] = {}
+    for item in fields(kind or Config):
+        inner = type(item.default)
+        result |= _metadata(inner, f"{item.name}.") if is_dataclass(inner) else {prefix + item.name: item.metadata}
+    return result
