@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from .errors import UserMistake
+
 if TYPE_CHECKING:
     from .dreams.world_env import WorldModelEnv, WorldModelVectorEnv
     from .player import Player
     from .scoring import Scores
 
-__all__ = ["WorldModelEnv", "WorldModelVectorEnv", "evaluate", "load", "train"]
+__all__ = ["UserMistake", "WorldModelEnv", "WorldModelVectorEnv", "evaluate", "load", "train"]
 
 gymnasium.register(
     "dreamer/WorldModel-v0",
@@ -44,12 +46,13 @@ def train(
 ) -> Path:
     """Train an agent, from scratch or from where `run` stopped, as `dreamer train` does.
 
-    What is left out is as in the suite's protocol, but for the size, which is 1m without a GPU. Ctrl-C saves a
-    checkpoint first.
+    What is left out is as in the suite's protocol, but for the size, which is 1m without a GPU. In the main thread
+    Ctrl-C saves a checkpoint first, a second one does not, a third ends Python at once. As there, torch is set to no
+    more threads than there are cores, and its compiler to a folder for what is compiled.
 
     Args:
-        env: SUITE/TASK, module:factory, or the class or function of a module that makes a `gymnasium.Env`; None where
-            `run` is to go on.
+        env: SUITE/TASK, module:factory, or the class or function of a module that makes a `gymnasium.Env`, which every
+            process that steps one imports; None where `run` is to go on.
         run: the run's folder; one that holds a run is continued, None makes a new one under `runs`.
         frames: environment frames, action repeat included.
         size: of the model: 1m, 12m, 25m, 50m, 100m, 200m, 400m.
@@ -57,18 +60,20 @@ def train(
         envs: environments that step together.
         device: auto, cpu, cuda or mps.
         precision: of matrix products: auto, float32 or bfloat16.
-        settings: any others by name, {"replay.batch": 8}; `dreamer settings` lists them.
+        settings: any others by name, {"replay.batch": 8}; `dreamer settings` lists them. Those of `environment.` are
+            arguments of the factory, and may be whatever JSON keeps.
 
     Returns:
         The run's folder, for `evaluate` and `load`.
 
     Raises:
         UserMistake, envs.TaskError: what was asked for does not exist, cannot be made, or is not what `run` holds.
-        KeyboardInterrupt: Ctrl-C was pressed; all is saved.
-        SystemExit: another signal asked to stop; all is saved.
+        KeyboardInterrupt: Ctrl-C was pressed; all is saved, unless it was pressed twice.
+        SystemExit: another signal asked to stop.
     """
-    from .opening import as_settings, task_of
+    from .opening import as_given, task_of
     from .opening import train as begin
+    from .stopping import StoppedAtOnce
 
     named = {
         "frames": frames,
@@ -78,8 +83,12 @@ def train(
         "run.device": device,
         "run.precision": precision,
     }
-    chosen = dict(settings or {}) | {key: value for key, value in named.items() if value is not None}
-    folder, stopped_by = begin(None if env is None else task_of(env), run, settings=as_settings(chosen))
+    given = as_given(settings or {})
+    given["settings"] += as_given({key: value for key, value in named.items() if value is not None})["settings"]
+    try:
+        folder, stopped_by = begin(None if env is None else task_of(env), run, **given)
+    except StoppedAtOnce as error:
+        stopped_by = error.args[0] - 128
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if stopped_by:
@@ -110,12 +119,15 @@ def evaluate(
         `scores` and `lengths` of the episodes, their `mean`, `std` and `interval()`.
 
     Raises:
-        UserMistake: the folder holds no readable checkpoint, or the environment is not what it was.
+        UserMistake: the folder holds no readable checkpoint, the environment is not what it was, or a number is none
+            that can be.
     """
     from . import scoring
-    from .opening import played
+    from .opening import checked, played
 
-    with played(run, max(1, min(episodes, envs)), seed, device) as (_, _, agent, environments, terminal):
+    checked("episodes", episodes, 1, 1_000_000)
+    count = min(episodes, checked("envs", envs, 1, 10_000))
+    with played(run, count, checked("seed", seed, 0, 2**63 - 1), device) as (_, _, agent, environments, terminal):
         return scoring.evaluate(agent, environments, episodes, greedy, report=terminal.progress)
 
 

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -84,8 +84,8 @@ def setting(default: Any, meaning: str, **allowed: Any) -> Any:
 class ModelConfig:
     """Widths of the networks; `SIZES` holds the published combinations.
 
-    The most is ten times the largest size's: more is a slip, and would end in an allocation that fails. Classes are
-    kept in one byte by the replay.
+    Widths far beyond the largest size are slips, and would end in an allocation that fails. Classes are kept in one
+    byte by the replay.
     """
 
     deter: int = setting(512, "D, the recurrent state", above=0, most=120_000)
@@ -243,13 +243,21 @@ def lasting(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if not may_change(key)}
 
 
-def make_config(task: str, *, size: str | None = None, settings: Iterable[str] = (), **given: Any) -> Config:
+def make_config(
+    task: str,
+    *,
+    size: str | None = None,
+    settings: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Config:
     """The config of a task: defaults, the suite's protocol, the model of a size, then what the user gave.
 
     Args:
         task: `SUITE/NAME`.
         size: a name of `SIZES`; None takes the protocol's.
         settings: `key=value` strings, keys as `flatten` names them, `environment.NAME` for the suite's options.
+        options: of the suite or of the user's factory, as values.
         given: top-level fields of `Config`; None means not given.
 
     Raises:
@@ -257,13 +265,21 @@ def make_config(task: str, *, size: str | None = None, settings: Iterable[str] =
     """
     protocol = PROTOCOLS.get(task.split("/", 1)[0], {})
     config = replace(Config(task=task), **protocol)
-    return amend(config, size=size or config.size, settings=settings, **given)
+    return amend(config, size=size or config.size, settings=settings, options=options, **given)
 
 
-def amend(config: Config, *, size: str | None = None, settings: Iterable[str] = (), **given: Any) -> Config:
+def amend(
+    config: Config,
+    *,
+    size: str | None = None,
+    settings: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Config:
     """`config` with what the user gave on top of it; arguments and errors as for `make_config`."""
     config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    pairs = [_split(setting) for setting in settings]
+    config = replace(config, environment=config.environment | dict(options or {}))
+    pairs = [_split(text) for text in settings]
     # The size comes first, so that single widths can be set on top of it.
     for key, text in pairs:
         size = text if key == "size" else size
@@ -491,6 +507,6 @@ def _metadata(kind: Any = None, prefix: str = "") -> dict[str, Any]:
     """What `setting` keeps of each field, by dotted key."""
     result: dict[str, Any] = {}
     for item in fields(kind or Config):
-        inner = type(item.default)
-        result |= _metadata(inner, f"{item.name}.") if is_dataclass(inner) else {prefix + item.name: item.metadata}
+        key, inner = prefix + item.name, type(item.default)
+        result |= _metadata(inner, f"{key}.") if is_dataclass(inner) else {key: item.metadata}
     return result

@@ -22,6 +22,11 @@ def make_environments(
     faster there.
     """
     package, options = own_envs(), environment_options(config, drawn)
+    if package.is_worker():
+        raise UserMistake(
+            "environments were asked for while the module of one was imported; put what trains or scores behind "
+            'if __name__ == "__main__":'
+        )
     if ":" in config.task and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` has it: what their processes send may be of their own making
     processes = (

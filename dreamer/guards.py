@@ -19,7 +19,7 @@ from .terminal import Terminal
 
 
 class Saver:
-    """Writes checkpoints (`train.Saver`). One that cannot be written is said, and tried again.
+    """Writes checkpoints (`loop.Saver`). One that cannot be written is said, and tried again.
 
     Args: what a checkpoint is made of, where it goes, and how often.
     """

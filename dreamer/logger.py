@@ -38,7 +38,7 @@ LONGEST_EPISODE = 200_000  # steps; what is longer, or never ends, is not looked
 
 
 class Logger:
-    """Watches a run (`train.Observer`) and writes what it sees.
+    """Watches a run (`loop.Observer`) and writes what it sees.
 
     Args:
         folder: of the run.

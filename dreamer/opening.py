@@ -1,11 +1,16 @@
 """Opens a run, new or old, to train it or to have its agent play: what the command line and Python have in common."""
 
 import contextlib
-import threading
+import itertools
+import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from . import config as configs
 from .agent import Agent
@@ -14,12 +19,9 @@ from .config import Config
 from .environments import make_environments
 from .errors import UserMistake
 from .machine import choose_device, limit_threads
-from .own_envs import own_envs
 from .run import check_spaces, start
 from .stopping import signals_given_back
 from .terminal import Terminal
-
-_training = threading.local()
 
 
 def train(task: str | None, run: str | Path | None = None, **given: Any) -> tuple[Path, int]:
@@ -36,19 +38,6 @@ def train(task: str | None, run: str | Path | None = None, **given: Any) -> tupl
     Raises:
         UserMistake: what was asked for does not exist or does not fit the run that is there.
     """
-    if getattr(_training, "on", False) or own_envs().is_worker():
-        raise UserMistake(
-            "training was asked for again while an environment's module was imported; put what starts it behind "
-            'if __name__ == "__main__":'
-        )
-    _training.on = True
-    try:
-        return _train(task, run, given)
-    finally:
-        _training.on = False
-
-
-def _train(task: str | None, run: str | Path | None, given: dict[str, Any]) -> tuple[Path, int]:
     if run is not None and (folder := RunFolder(Path(run))).holds_run:
         config = _continued(folder.config(), task, given)
     else:
@@ -56,15 +45,25 @@ def _train(task: str | None, run: str | Path | None, given: dict[str, Any]) -> t
             there = "" if run is None else f"{run} holds no run to go on with; "
             raise UserMistake(f"{there}say what to learn with --env, for example --env atari/pong")
         config = new_config(task, **given)
-        folder = RunFolder(_new_folder(config) if run is None else Path(run))
+        if run is None:
+            with _new_folder(config) as path:
+                return path, _start(config, RunFolder(path))
+        folder = RunFolder(Path(run))
         if folder.is_foreign:
             raise UserMistake(f"{run} is not empty and holds no run (no config.json); give another --run")
+    return folder.path, _start(config, folder)
+
+
+def _start(config: Config, folder: RunFolder) -> int:
     environments = make_environments(config, config.envs, config.seed, guarded=True, restarts=config.run.restarts)
     with signals_given_back():
         try:
-            return folder.path, start(config, folder, environments)
+            stop = start(config, folder, environments)
         finally:
             environments.close()
+            if "torch._dynamo" in sys.modules:  # which counts what it has compiled, and takes no more after eight
+                torch.compiler.reset()
+    return stop.requested if stop else 0
 
 
 def new_config(task: str, **given: Any) -> Config:
@@ -95,8 +94,21 @@ def _continued(stored: Config, task: str | None, given: dict[str, Any]) -> Confi
     return configs.amend(stored, **given)
 
 
-def _new_folder(config: Config) -> Path:
-    return Path("runs") / f"{configs.file_name(config.task)}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+@contextlib.contextmanager
+def _new_folder(config: Config) -> Iterator[Path]:
+    """A folder that no other run has, also of those that begin in the same second; gone again if it stays empty."""
+    name = f"{configs.file_name(config.task)}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    Path("runs").mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def task_of(env: str | Callable[..., Any]) -> str:
@@ -105,6 +117,8 @@ def task_of(env: str | Callable[..., Any]) -> str:
     Raises:
         UserMistake: it cannot be imported by a name.
     """
+    if isinstance(env, str | os.PathLike) and RunFolder(Path(env)).holds_run:
+        raise UserMistake(f"{env} is the folder of a run; give it as run={str(env)!r}")
     if isinstance(env, str):
         return env
     module, name = getattr(env, "__module__", None), getattr(env, "__qualname__", None)
@@ -113,10 +127,10 @@ def task_of(env: str | Callable[..., Any]) -> str:
             f"env is {env!r}; give a task's name, as `dreamer envs` lists them, or the class or function of a module "
             "that makes one of your own"
         )
-    if module == "__main__" or "<" in name:
+    if module == "__main__" or getattr(sys.modules.get(module), name, None) is not env:
         raise UserMistake(
             f"{name} cannot be imported by others, as a run's environment has to be, now and whenever its agent plays; "
-            "define it in a module of its own, outside of functions"
+            "define it in a module, under that name and outside of functions and classes"
         )
     return f"{module}:{name}"
 
@@ -155,6 +169,37 @@ def played(run: str | Path, count: int, seed: int, device: str, drawn: bool = Fa
         terminal.clear()
 
 
-def as_settings(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Values by key as `KEY=VALUE`, the way that a config reads them."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items())
+def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by key, as `config.make_config` takes them: `settings` are words, `options` of the environment values.
+
+    Raises:
+        UserMistake: it is no mapping, or an option cannot be kept in a run's config.
+    """
+    if not isinstance(settings, Mapping):
+        raise UserMistake(f'settings is {settings!r}; give a dictionary, as {{"replay.batch": 8}}')
+    words, options = [], {}
+    for key, value in settings.items():
+        suite, dot, name = str(key).partition(".")
+        if suite == "environment" and dot:
+            options[name] = _kept(key, value)
+        else:
+            words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+    return {"settings": words, "options": options}
+
+
+def _kept(key: str, value: Any) -> Any:
+    """A value as it comes back from a run's config.json."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise UserMistake(
+            f"{key} is {value!r}, which a run's config.json cannot keep; give numbers, words, true or false, None, or "
+            "lists and dictionaries of those"
+        ) from None
+
+
+def checked(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number within bounds, or a UserMistake."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserMistake(f"{name} is {value!r}; give a whole number from {least} to {most}")
+    return value

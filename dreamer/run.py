@@ -32,16 +32,16 @@ from .replay import Replay, new_replay, row_bytes
 from .results.published import expectation, own_expectation
 from .soundness import Soundness
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
-from .stopping import StopSignal
+from .stopping import StopSignal, asking
 from .terminal import Terminal
 
 GPU_SHARE = 0.8  # of its memory, up to which the replay lies there too
 
 
-def start(config: Config, folder: RunFolder, environments: Any) -> int:
+def start(config: Config, folder: RunFolder, environments: Any) -> StopSignal | None:
     """Train, from scratch or from the folder's checkpoint, until the frames are seen or somebody stops it.
 
-    Returns the number of the signal that did, 0 if none.
+    Returns what tells whether somebody does, still; None if there was nothing left to train.
 
     Args:
         config: all settings.
@@ -98,7 +98,7 @@ def _train(
     replay: Replay,
     terminal: Terminal,
     about: list[str],
-) -> int:
+) -> StopSignal | None:
     checkpoint, counters = folder.resume(terminal.say), Counters(environments.repeat)
     state = checkpoint.state() if checkpoint else None
     if state:
@@ -106,7 +106,7 @@ def _train(
         counters = Counters(**state["counters"])
         if counters.frames >= config.frames:
             terminal.say(f"{folder.path} has seen its {counters.frames:,} frames; give more --frames to go on")
-            return 0
+            return None
     folder.describe(config, agent.observation_spec, agent.action_spec)
     folder.check_writable()
     terminal.say(f"{'Continuing' if state else 'Training'} {config.task} in {folder.path}")
@@ -152,7 +152,7 @@ def _train(
     terminal.say(f"Saved. Score it: dreamer evaluate {folder.path}")
     if counters.frames < config.frames:
         terminal.say(f"Go on:    dreamer train --run {folder.path}")
-    return stop.requested
+    return stop
 
 
 def check_spaces(folder: RunFolder, environments: Any) -> None:
@@ -192,7 +192,7 @@ def describe(config: Config, agent: Agent, replay: Replay, environments: Any, ne
         + ", on the GPU" * (replay.device.type == "cuda"),
         f"memory: {preflight.in_words(need)}",
         *expected,
-        "Ctrl-C at any time saves a checkpoint, which can be evaluated and continued",
+        *(["Ctrl-C at any time saves a checkpoint, which can be evaluated and continued"] if asking() else []),
     ]
 
 

@@ -22,7 +22,7 @@ class NotFinite(UserMistake):
 
 
 class Soundness:
-    """Watches a run (`train.Observer`) for updates that were skipped since a loss or a gradient was not finite.
+    """Watches a run (`loop.Observer`) for updates that were skipped since a loss or a gradient was not finite.
 
     Args:
         folder: of the run. The batch of the first such update is written there, as tensors: "batch" by field,

@@ -30,7 +30,8 @@ def signals_given_back() -> Iterator[None]:
         yield
     finally:
         for name, handler in before.items():
-            signal.signal(name, handler)
+            if handler is not None:  # nothing of Python's
+                signal.signal(name, handler)
 
 
 class StopSignal:

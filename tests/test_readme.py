@@ -29,8 +29,8 @@ def test_your_own_environment_and_the_agent_from_python(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "sees vector, 1 number, by MLP; does action, one of 2" in result.stderr
     names: dict = {}
-    small = TRAIN.replace("5000", "30").replace("Corridor, frames", "Corridor, 'runs/PYTHON', frames")
-    exec(small.replace('{"replay.batch": 8}', f"{dict(each.split('=') for each in tiny.WIDTHS)}"), names)
+    settings = f"settings={dict(each.split('=') for each in tiny.WIDTHS)}"
+    exec(TRAIN.replace("frames=5000, seed=1", f"'runs/PYTHON', frames=30, {settings}"), names)
     assert len(names["scores"].scores) == 10 and str(names["run"]) == "runs/PYTHON"
     names = {}
     exec(USE, names)

@@ -178,7 +178,7 @@ def hours(path: Path) -> list[tuple[int, float]]:
 
 
 def counters(path: Path) -> dict[str, Any]:
-    """Those of a run's newest checkpoint, see `train.Counters`; empty if there is none."""
+    """Those of a run's newest checkpoint, see `loop.Counters`; empty if there is none."""
     try:
         found = json.loads((path / NEWEST).read_text())["counters"]
     except (OSError, ValueError, KeyError, TypeError):
