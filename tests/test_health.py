@@ -7,7 +7,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
-from dreamer import train as loop
+from dreamer import loop
 from dreamer.cli import main
 from dreamer.config import make_config
 from dreamer.health import LONG, Health, best_return, entropy_range
