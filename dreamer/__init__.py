@@ -83,8 +83,7 @@ def train(
         "run.device": device,
         "run.precision": precision,
     }
-    given = as_given(settings or {})
-    given["settings"] += as_given({key: value for key, value in named.items() if value is not None})["settings"]
+    given = as_given({} if settings is None else settings, named)
     try:
         folder, stopped_by = begin(None if env is None else task_of(env), run, **given)
     except StoppedAtOnce as error:
@@ -143,8 +142,9 @@ def load(run: str | Path, device: str = "auto", seed: int = 0) -> "Player":
         UserMistake: the folder holds no readable checkpoint, or there is no such device.
     """
     from .checkpoint import RunFolder
+    from .environments import environment_options
     from .player import Player
 
     folder = RunFolder(Path(run))
     config = folder.config()
-    return Player(folder.load_agent(device, seed), config.task, {"repeat": config.repeat, **config.environment})
+    return Player(folder.load_agent(device, seed), config.task, environment_options(config))

@@ -432,7 +432,7 @@ def _check_entry(entry: "Entry") -> None:
     config, package = entry.config, own_envs()
     package.check_name(config.task, **config.environment)
     if only_making_tells(config.task):
-        _try_environment(config.task, json.dumps(environment_options(config, drawn=False)))
+        _try_environment(config.task, json.dumps(environment_options(config)))
 
 
 @functools.cache  # which wants what can be hashed

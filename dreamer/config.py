@@ -243,29 +243,17 @@ def lasting(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if not may_change(key)}
 
 
-def make_config(
-    task: str,
-    *,
-    size: str | None = None,
-    settings: Iterable[str] = (),
-    options: Mapping[str, Any] | None = None,
-    **given: Any,
-) -> Config:
+def make_config(task: str, *, size: str | None = None, **given: Any) -> Config:
     """The config of a task: defaults, the suite's protocol, the model of a size, then what the user gave.
 
     Args:
         task: `SUITE/NAME`.
         size: a name of `SIZES`; None takes the protocol's.
-        settings: `key=value` strings, keys as `flatten` names them, `environment.NAME` for the suite's options.
-        options: of the suite or of the user's factory, as values.
-        given: top-level fields of `Config`; None means not given.
-
-    Raises:
-        ConfigError: an unknown key (the nearest real one is named), a value of the wrong type or out of range.
+        given: as for `amend`, whose errors it raises.
     """
     protocol = PROTOCOLS.get(task.split("/", 1)[0], {})
     config = replace(Config(task=task), **protocol)
-    return amend(config, size=size or config.size, settings=settings, options=options, **given)
+    return amend(config, size=size or config.size, **given)
 
 
 def amend(
@@ -276,9 +264,19 @@ def amend(
     options: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Config:
-    """`config` with what the user gave on top of it; arguments and errors as for `make_config`."""
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    config = replace(config, environment=config.environment | dict(options or {}))
+    """`config` with what the user gave on top of it.
+
+    Args:
+        size: a name of `SIZES`; None means not given.
+        settings: `key=value` strings, keys as `flatten` names them, `environment.NAME` for the suite's options.
+        options: of the suite or of the user's factory, as values.
+        given: top-level fields of `Config`; None means not given.
+
+    Raises:
+        ConfigError: an unknown key (the nearest real one is named), a value of the wrong type or out of range.
+    """
+    fields_given = {key: value for key, value in given.items() if value is not None}
+    config = replace(config, environment=config.environment | dict(options or {}), **fields_given)
     pairs = [_split(text) for text in settings]
     # The size comes first, so that single widths can be set on top of it.
     for key, text in pairs:

@@ -21,7 +21,7 @@ def make_environments(
     If `guarded`, those that may hang or crash step in processes of their own, which can be ended; else those that are
     faster there.
     """
-    package, options = own_envs(), environment_options(config, drawn)
+    package = own_envs()
     if package.is_worker():
         raise UserMistake(
             "environments were asked for while the module of one was imported; put what trains or scores behind "
@@ -29,6 +29,7 @@ def make_environments(
         )
     if ":" in config.task and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` has it: what their processes send may be of their own making
+    options = environment_options(config, drawn)
     processes = (
         package.wants_processes(config.task) if guarded else package.steps_in_processes(config.task, count, **options)
     )
@@ -51,7 +52,7 @@ def make_environments(
         ) from error
 
 
-def environment_options(config: Config, drawn: bool) -> dict[str, Any]:
+def environment_options(config: Config, drawn: bool = False) -> dict[str, Any]:
     """For `envs.make`; `drawn` environments can render themselves, if they ever can."""
     options: dict[str, Any] = {"repeat": config.repeat, **config.environment}
     if drawn and only_making_tells(config.task):

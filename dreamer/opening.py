@@ -30,7 +30,7 @@ def train(task: str | None, run: str | Path | None = None, **given: Any) -> tupl
     Args:
         task: SUITE/NAME or module:factory; None where `run` holds a run.
         run: its folder; None makes a new one under `runs`.
-        given: `size`, `settings` and fields of `Config`, as for `config.make_config`; None means not given.
+        given: as for `config.make_config`.
 
     Returns:
         The folder, and the number of the signal that stopped it, 0 if none did.
@@ -169,8 +169,10 @@ def played(run: str | Path, count: int, seed: int, device: str, drawn: bool = Fa
         terminal.clear()
 
 
-def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def as_given(settings: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
     """Values by key, as `config.make_config` takes them: `settings` are words, `options` of the environment values.
+
+    named: further ones, above the first; None means not given.
 
     Raises:
         UserMistake: it is no mapping, or an option cannot be kept in a run's config.
@@ -178,7 +180,7 @@ def as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise UserMistake(f'settings is {settings!r}; give a dictionary, as {{"replay.batch": 8}}')
     words, options = [], {}
-    for key, value in settings.items():
+    for key, value in (dict(settings) | {key: value for key, value in named.items() if value is not None}).items():
         suite, dot, name = str(key).partition(".")
         if suite == "environment" and dot:
             options[name] = _kept(key, value)

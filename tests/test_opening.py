@@ -89,18 +89,18 @@ def test_names_of_environments():
 def test_settings_are_read_as_the_command_line_reads_them():
     given = {"frames": 1e6, "optimizer.learning_rate": 1.6e-4, "run.compile": False, "environment": 3}
     words = ["frames=1000000.0", "optimizer.learning_rate=0.00016", "run.compile=false", "environment=3"]
-    assert as_given(given) == {"settings": words, "options": {}}
+    assert as_given(given, {}) == {"settings": words, "options": {}}
 
 
 def test_what_a_factory_takes_stays_what_it_is():
     values = {"a": [1, 2], "b": None, "c": 5.0, "d": "4", "e": "true", "f": {"x": [1]}, "g": " x "}
-    options = as_given({f"environment.{key}": value for key, value in values.items()})["options"]
+    options = as_given({f"environment.{key}": value for key, value in values.items()}, {})["options"]
     assert options == values and type(options["c"]) is float
     config = opening.new_config("counting:Counting", options=options)
     assert opening.configs.from_json(json.loads(json.dumps(opening.configs.to_json(config)))).environment == values
     for value in (counting.Counting, float("nan"), {1, 2}):
         with pytest.raises(UserMistake, match="environment.a is .*which a run's config.json cannot keep"):
-            as_given({"environment.a": value})
+            as_given({"environment.a": value}, {})
 
 
 def test_options_reach_the_factory_and_stay_when_the_run_goes_on(tmp_path):

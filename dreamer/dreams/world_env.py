@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import video
 from ..agent import Agent
 from ..checkpoint import Checkpoint, RunFolder
+from ..environments import environment_options
 from ..errors import UserMistake
 from ..own_envs import own_envs
 from ..player import Player, flat
@@ -252,7 +253,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
     def real(self) -> gymnasium.Env[Any, Any]:
         """The environment that the run has learned from, with the same spaces as the dream that is decoded."""
         config = self._dreams.agent.config
-        env = own_envs().make(config.task, repeat=config.repeat, **config.environment)
+        env = own_envs().make(config.task, **environment_options(config))
         spec = self._dreams.agent.observation_spec
         keys = spec.keys[0] if len(spec.keys) == 1 else None, _only(self._dreams.agent.action_spec)
         return _Bare(env, *keys)
