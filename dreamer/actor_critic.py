@@ -138,6 +138,16 @@ def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, trace: Tensor
     return torch.stack(returns[::-1])
 
 
+def quantile(ordered: Tensor, level: float) -> Tensor:
+    """What a share of some ascending values (N,) lies below, (), interpolated between two of them.
+
+    As `torch.quantile`, which torch 2.11 does not compile for a CPU.
+    """
+    place = level * (len(ordered) - 1)
+    below = int(place)
+    return torch.lerp(ordered[below], ordered[min(below + 1, len(ordered) - 1)], place - below)
+
+
 class ReturnScale(NamedTuple):
     """Exponential means of a low and a high percentile of the returns, each (), starting at zero (paper eq. 8)."""
 
@@ -145,9 +155,8 @@ class ReturnScale(NamedTuple):
     high: Tensor
 
     def updated(self, returns: Tensor, config: BehaviorConfig) -> "ReturnScale":
-        # Made on the device: a copy from here would be waited for.
-        levels = torch.linspace(config.return_low, config.return_high, 2, device=returns.device)
-        low, high = torch.quantile(returns.detach().flatten(), levels).unbind()
+        ordered = returns.detach().flatten().sort().values
+        low, high = (quantile(ordered, level) for level in (config.return_low, config.return_high))
         rate = config.return_rate
         return ReturnScale((1 - rate) * self.low + rate * low, (1 - rate) * self.high + rate * high)
 

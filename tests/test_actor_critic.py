@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamer.actor_critic import Actor, ActorCritic, Policy, ReturnScale, lambda_return
+from dreamer.actor_critic import Actor, ActorCritic, Policy, ReturnScale, lambda_return, quantile
 from dreamer.config import BehaviorConfig
 from dreamer.spaces import ActionPart, ActionSpec, action_spec
 
@@ -180,6 +180,13 @@ def test_two_updates_of_the_return_scale_from_zero():
 def test_percentiles_between_two_returns_are_interpolated():
     scale = ReturnScale(torch.zeros(()), torch.zeros(())).updated(torch.tensor([[3.0, 1], [0, 2], [4, -1]]), DEFAULT)
     near([scale.low, scale.high], [0.01 * -0.75, 0.01 * 3.75])
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), st.floats(0, 1))
+def test_quantiles_are_those_of_numpy(values, level):
+    values = np.sort(np.float32(values))
+    expected = np.quantile(values.astype(float), level)
+    near(quantile(torch.from_numpy(values), level), expected, atol=1e-6 * abs(values).max() + 1e-12)
 
 
 def test_the_scale_is_a_difference_and_never_below_one():

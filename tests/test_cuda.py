@@ -171,6 +171,32 @@ def test_buffers_stay_and_results_are_copies():
         captured({"x": torch.zeros(3)})
 
 
+class NoNumbers:
+    """A generator of a device without values."""
+
+    def __init__(self, device="cpu"):
+        self.device = torch.device(device)
+
+    def manual_seed(self, seed):
+        return self
+
+
+@precisions
+def test_neither_update_nor_actions_ask_the_device_for_a_value(dtype, monkeypatch):
+    batch = test_compile.make_replay().blank(test_compile.BATCH)
+    monkeypatch.setattr(torch, "Generator", NoNumbers)
+    for name in ("rand", "randn"):
+        draw = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *shape, generator, draw=draw, **given: draw(*shape, **given))
+    agent = test_compile.make_agent("meta", dtype)  # has none, and joins no tensors of others but single numbers
+    metrics, posterior = agent.update(batch)
+    memory = agent.act(*agent.acting.anything(agent._seen(batch, 3)))
+    there = [*agent.parameters, *metrics.values(), *posterior, memory.action, *memory.state]
+    assert {value.device.type for value in there} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(metrics["loss/total"].isfinite())
+
+
 @gpu
 @pytest.mark.parametrize("home", ["cuda", "cpu"])
 def test_nothing_waits_for_the_update(home):
