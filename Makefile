@@ -41,11 +41,12 @@ lint: $(VENV)/installed-test
 
 install: $(VENV)/installed
 
-# torch first, in the version that is tested: left to itself pip takes the newest.
+# torch first, in the version that is tested: left to itself pip takes the newest. dm-control: see setup.cfg.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --no-deps "dm-control>=1.0.30"
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable .
 	touch $@
 

@@ -518,12 +518,13 @@ def _mend(*names: str) -> str:
     needed = _requirements()
     versions = {name: _version(name) for name in names}
     fit = all(version is not None and _fits(version, needed.get(name, "")) for name, version in versions.items())
-    again = ("--force-reinstall", "--no-deps") if fit else ()
-    return pip_install(*again, *(name + needed.get(name, "") for name in names))
+    alone = "dm-control" in names and _fits(platform.python_version(), ">=3.13")  # see setup.cfg
+    options = ("--force-reinstall",) * fit + ("--no-deps",) * (fit or alone)
+    return pip_install(*options, *(name + needed.get(name, "") for name in names))
 
 
 def _requirements() -> dict[str, str]:
-    """Versions needed of each package, `>=1.1` for example, without those that only the tests need."""
+    """Versions needed of each package, `>=1.1` for example, without those that only tests or another Python need."""
     found = {}
     lines: list[str] = []
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -531,9 +532,15 @@ def _requirements() -> dict[str, str]:
     for line in lines:
         requirement, _, condition = line.partition(";")
         name = re.match(r"[\w.-]+", requirement)
-        if name and not condition:
+        if name and (not condition or _holds(condition)):
             found[name[0].lower().replace("_", "-")] = requirement[name.end() :].replace(" ", "")
     return found
+
+
+def _holds(condition: str) -> bool:
+    """Whether this Python's version is as `python_version < "3.13"` says; other conditions are those of the tests."""
+    found = re.fullmatch(r"""\s*python_version\s*(<|>=)\s*["']([\d.]+)["']\s*""", condition)
+    return found is not None and _fits(platform.python_version(), found[1] + found[2])
 
 
 def _version(distribution: str) -> str | None:

@@ -206,7 +206,9 @@ def _suite() -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("dm_control", "mujoco"):
             raise
-        raise TaskError("The Control Suite needs the package dm_control: pip install dm-control.") from error
+        # From 3.13 on there are no wheels of labmaze, which dm-control asks for and of which the suite needs nothing.
+        alone = "--no-deps " * (sys.version_info >= (3, 13))
+        raise TaskError(f"The Control Suite needs the package dm_control: pip install {alone}dm-control.") from error
     except Exception as error:
         chosen = os.environ.get("MUJOCO_GL")
         raise TaskError(f"dm_control cannot be loaded with MUJOCO_GL={chosen}: {RENDERING_HELP}.") from error

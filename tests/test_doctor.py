@@ -374,6 +374,21 @@ def test_versions(version, needed, fits):
     assert doctor._fits(version, needed) is fits
 
 
+@pytest.mark.parametrize("python, listed", [("3.12.1", "dm-control"), ("3.13.0", "dm-env")])
+def test_what_is_needed_depends_on_python(python, listed, monkeypatch):
+    lines = [
+        'dm-control>=1.0.30; python_version < "3.13"',
+        'dm-env; python_version >= "3.13"',
+        "mujoco<4",
+        'pytest>=8; extra == "test"',
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: python)
+    assert list(doctor._requirements()) == [listed, "mujoco"]
+    monkeypatch.setattr(doctor, "_version", {"mujoco": "3.17.0"}.get)
+    assert ("install --no-deps dm-control" in doctor._mend("dm-control", "mujoco")) == (python == "3.13.0")
+
+
 def test_python_too_old(monkeypatch):
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.2")
     finding = doctor.check_python()
