@@ -33,7 +33,8 @@ def test_bfloat16_stays_with_float32_over_200_updates():
     # It has learned something, so that there is something to compare.
     assert exact["loss/total"][-20:].mean() < 0.75 * exact["loss/total"][0]
     assert exact["behavior/return_scale"][-1] > 1.5
-    tolerances = {name: 0.03 for name in exact if name.startswith("loss/")}  # 0.021 is seen with torch 2.11
+    near = 0.02 if torch.__version__ >= "2.13" else 0.03  # one loss is 0.021 apart with 2.11
+    tolerances = {name: near for name in exact if name.startswith("loss/")}
     tolerances |= {"behavior/return_scale": 0.01, "behavior/entropy": 0.01, "world_model/kl": 0.02}
     for name, tolerance in tolerances.items():
         assert max(apart(exact[name], fast[name])) <= tolerance, (name, apart(exact[name], fast[name]))
