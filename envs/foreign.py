@@ -52,6 +52,10 @@ def make_gym(name: str, /, *, repeat: int | None = None, seed: int | None = None
             if unknown is None or unknown[1] not in options:
                 raise
             raise TaskError(f"gym/{name} has no option '{unknown[1]}'.") from error
+    mode, modes = options.get("render_mode"), env.metadata.get("render_modes")
+    if mode is not None and modes and mode not in modes:  # of which Gymnasium only warns
+        env.close()
+        raise TaskError(f"gym/{name} has no render_mode={mode!r}: use one of {', '.join(modes)}.")
     return _finish(env, repeat, seed)
 
 

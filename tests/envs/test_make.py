@@ -230,6 +230,7 @@ def test_own_factory_around_something_that_skips_frames(own):
         ("gym/nowhere:X-v0", {}, "module 'nowhere' of 'nowhere:X-v0' is not found"),
         ("gym/LunarLander-v3", {}, "needs a package that is not installed.*box2d"),
         ("gym/CartPole-v1", {"lenght": 3}, "gym/CartPole-v1 has no option 'lenght'"),
+        ("gym/CartPole-v1", {"render_mode": "rgb"}, "no render_mode='rgb': use one of human, rgb_array"),
         ("gym/Copy-v0", {}, "Gymnasium has no environment"),
         (
             "atari/pong",
