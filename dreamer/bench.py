@@ -26,7 +26,7 @@ from .cuda import finish
 from .health import Health
 from .logger import Logger
 from .loop import CPU, Counters, Environments, Observer, train
-from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads
+from .machine import choose_device, choose_dtype, keep_compiled_code, keep_freed_memory, limit_threads, product_seconds
 from .replay import Batch, Replay, Transition, new_replay
 from .results.published import number
 from .rssm import State
@@ -458,16 +458,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP a second of the fastest matrix product, among larger and larger ones until one takes a fifth of a second."""
     best = 0.0
     for size in (512, 1024, 2048, *((4096, 8192) if device.type == "cuda" else ())):
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        for _ in range(10):
-            finish(device)
-            begun = time.perf_counter()
-            left @ right
-            finish(device)
-            seconds = time.perf_counter() - begun
-            best = max(best, 2 * size**3 / seconds)
-            if seconds > 0.2:
-                return best
+        seconds = product_seconds(size, device, dtype)
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > 0.2:
+            break
     return best
 
 

@@ -287,23 +287,15 @@ def check_precision() -> Finding:
 
 
 def time_products(device: Any, dtype: Any) -> float:
-    """Seconds of a product of two square matrices, the best of several."""
+    """Seconds of a product of two square matrices, on one thread of a CPU."""
     import torch
 
-    size = 512 if device.type == "cpu" else 4096
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    from .machine import product_seconds
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # whose speed another program's threads disturb the least
     try:
-        best, start = float("inf"), time.perf_counter()
-        for _ in range(20):
-            begun = time.perf_counter()
-            (matrix @ matrix)[0, 0].item()  # waits for the device
-            now = time.perf_counter()
-            best = min(best, now - begun)
-            if now - start > 1:
-                break
-        return best
+        return product_seconds(512 if device.type == "cpu" else 4096, device, dtype)
     finally:
         torch.set_num_threads(threads)
 

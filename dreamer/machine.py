@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import torch
@@ -35,6 +36,20 @@ def choose_device(name: str) -> torch.device:
         there = " or ".join(kind for kind, is_there in available.items() if is_there)
         raise MachineError(f"this machine has no {name} device that torch can use; give --device {there}")
     return torch.device(name)
+
+
+def product_seconds(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Of a product of two square matrices: the best of twenty, or of as many as fit into a second."""
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    best, start = float("inf"), time.perf_counter()
+    for _ in range(20):
+        begun = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        now = time.perf_counter()
+        best = min(best, now - begun)
+        if now - start > 1:
+            break
+    return best
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
