@@ -5,9 +5,11 @@
     python tests/author_loop.py DREAMERV3 dmc/walker_walk FOLDER --seed 0 --ratio 512 --rate 4e-4 --frames 40000
 
 Its agent, losses, optimiser and replay, size 1m, in a loop of one thread after its `run/train.py`, which takes a
-parallel environment for each. As there, a batch is drawn an update ahead, latents are written back an update later, and
-the policy acts with the parameters from before the first update since it last took them over. Writes to FOLDER the
-scores of episodes, the means of its metrics every 250 updates, and what its models make of new episodes every 1,000.
+parallel environment for each. As there, but for the very first, a batch is drawn an update ahead, latents are written
+back an update later, and the policy acts with the parameters from before the first update since it last took them over.
+Writes to FOLDER the scores of episodes, the means of its metrics every 250 updates, and what its models make of new
+episodes every 1,000; what comes after the last of these is left out. Runs were made with this JAX; the author's own
+versions are older.
 """
 
 import csv
@@ -31,7 +33,8 @@ class Environment:
     def __init__(self, task, seed):
         from dm_control import suite
 
-        self._env = suite.load(*task.split("_", 1), task_kwargs={"random": seed})
+        domain, name = next(each for each in suite.ALL_TASKS if "_".join(each) == task)
+        self._env = suite.load(domain, name, task_kwargs={"random": seed})
         self.action_shape = self._env.action_spec().shape
         self.shapes = {key: spec.shape for key, spec in self._env.observation_spec().items()}
 
@@ -105,7 +108,7 @@ class Author:
     def act(self, params, carry, seen, *numbers):
         """Latents (None: at the beginning), actions (N, A), and what the replay keeps beside them."""
         carry = self._first(ENVS) if carry is None else carry
-        _, (carry, action, kept) = self._policy(params, self._key(2, *numbers), carry, seen)
+        _, (carry, action, kept) = self._policy(params, self._key(*numbers), carry, seen)
         kept.pop("finite")
         action = np.asarray(action["action"], np.float32) * ~seen["is_last"][:, None]
         return carry, action, {key: np.asarray(value, np.float32) for key, value in kept.items()}
@@ -121,7 +124,7 @@ class Author:
         action, reset = np.zeros((ENVS, *environments[0].action_shape)), True
         while True:
             seen = stacked([each.step(one, reset) for each, one in zip(environments, action, strict=True)])
-            carry, action, _ = self.act(self.acting, carry, seen, number, len(rows))
+            carry, action, _ = self.act(self.acting, carry, seen, 5, number, len(rows))
             reset = False
             rows.append(seen | {"action": action})
             if seen["is_last"].all():
@@ -152,7 +155,7 @@ class Table:
             writer = csv.writer(file)
             if not begun:
                 writer.writerow(row)
-            writer.writerow(f"{value:.6g}" for value in row.values())
+            writer.writerow(value if isinstance(value, int) else f"{value:.6g}" for value in row.values())
 
 
 @click.command()
@@ -187,7 +190,7 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
     score, sums = np.zeros(ENVS), Counter()
     while steps * REPEAT < frames:
         seen = stacked([each.step(*given) for each, *given in zip(environments, action, reset, strict=True)])
-        carry, action, kept = author.act(params, carry, seen, steps)
+        carry, action, kept = author.act(params, carry, seen, 2, steps)
         params, taken = taken or params, None
         reset = seen["is_last"]
         score = np.where(seen["is_first"], 0, score) + seen["reward"]
