@@ -19,11 +19,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from dm_control import suite
 
 BATCH, LENGTH, CONTEXT = 16, 64, 1
 ENVS, REPEAT = 8, 2
 PACE, FRESH = 250, 1000  # updates
 ACTING = ("enc/", "dyn/", "dec/", "pol/")
+TASKS = {f"dmc/{'_'.join(names)}": names for names in suite.ALL_TASKS}
 FLAGS = ("reward", "is_first", "is_last", "is_terminal")
 
 
@@ -31,10 +33,7 @@ class Environment:
     """A task of the Control Suite as the author's wrappers give it: rewards added over a repeat, actions clipped."""
 
     def __init__(self, task, seed):
-        from dm_control import suite
-
-        domain, name = next(each for each in suite.ALL_TASKS if "_".join(each) == task)
-        self._env = suite.load(domain, name, task_kwargs={"random": seed})
+        self._env = suite.load(*TASKS[task], task_kwargs={"random": seed})
         self.action_shape = self._env.action_spec().shape
         self.shapes = {key: spec.shape for key, spec in self._env.observation_spec().items()}
 
@@ -75,7 +74,8 @@ class Author:
         agent.__init__(seen, done, elements.Config(**config.agent, replay_context=CONTEXT))
         spaces = {**seen, **done, **agent.ext_space}
 
-        self.seed, self._first = seed, lambda n: ninjax.pure(agent.init_policy)({}, n, seed=self._key(0))[1]
+        self._seed = seed
+        self._first = lambda n: ninjax.pure(agent.init_policy)({}, n, seed=self._key(0))[1]
         rows = (BATCH, LENGTH + CONTEXT)
         nothing = {key: jnp.zeros((*rows, *space.shape), space.dtype) for key, space in spaces.items()}
         self.carry = self._first(BATCH)
@@ -98,7 +98,7 @@ class Author:
         self._losses = jax.jit(lambda p, key, *args: ninjax.pure(losses)(p, *args, seed=key)[1])
 
     def _key(self, *numbers):
-        return np.random.default_rng([self.seed, *numbers]).integers(0, 2**32 - 1, 2, np.uint32)
+        return np.random.default_rng([self._seed, *numbers]).integers(0, 2**32 - 1, 2, np.uint32)
 
     @property
     def acting(self):
@@ -160,7 +160,7 @@ class Table:
 
 @click.command()
 @click.argument("checkout", type=click.Path(path_type=Path, exists=True))
-@click.argument("task")
+@click.argument("task", type=click.Choice(TASKS), metavar="TASK")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--ratio", default=512.0, show_default=True)
@@ -174,7 +174,6 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
 
     folder.mkdir(parents=True)
     scores, pace, fresh = (Table(folder / f"{name}.csv") for name in ("scores", "pace", "fresh"))
-    task = task.removeprefix("dmc/")
     environments = [Environment(task, 1000 * seed + i) for i in range(ENVS)]
     author = Author(checkout, environments[0], seed, rate, dtype)
     replay = Replay(length=LENGTH + CONTEXT, capacity=5_000_000, online=True, chunksize=1024, seed=seed)
