@@ -8,11 +8,12 @@ Its agent, losses, optimiser and replay, size 1m, in a loop of one thread after 
 parallel environment for each. As there, but for the very first, a batch is drawn an update ahead, latents are written
 back an update later, and the policy acts with the parameters from before the first update since it last took them over.
 Writes to FOLDER the scores of episodes, the means of its metrics every 250 updates, and what its models make of new
-episodes every 1,000; what comes after the last of these is left out. Runs were made with this JAX; the author's own
-versions are older.
+episodes every 1,000; what comes after the last of these is left out. The same command goes on from the last 1,000
+updates, with new episodes. Runs were made with this JAX; the author's own versions are older.
 """
 
 import csv
+import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,7 @@ from dm_control import suite
 BATCH, LENGTH, CONTEXT = 16, 64, 1
 ENVS, REPEAT = 8, 2
 PACE, FRESH = 250, 1000  # updates
+KEPT = ("params", "carry", "due", "steps", "updates", "sums")
 ACTING = ("enc/", "dyn/", "dec/", "pol/")
 TASKS = {f"dmc/{'_'.join(names)}": names for names in suite.ALL_TASKS}
 FLAGS = ("reward", "is_first", "is_last", "is_terminal")
@@ -157,6 +159,25 @@ class Table:
                 writer.writerow(row)
             writer.writerow(value if isinstance(value, int) else f"{value:.6g}" for value in row.values())
 
+    def cut(self, updates):
+        """Leaves out what comes after so many updates."""
+        if self._path.exists():
+            head, *rows = csv.reader(self._path.open(newline=""))
+            at = head.index("updates")
+            with self._path.open("w", newline="") as file:
+                csv.writer(file).writerows([head, *(row for row in rows if int(row[at]) <= updates)])
+
+
+def streams(replay):
+    """The steps of each environment, in time: a dict of (T, ...) for each."""
+    later = {chunk.succ for chunk in replay.chunks.values()}
+    for chunk in [chunk for chunk in replay.chunks.values() if chunk.uuid not in later]:
+        parts = []
+        while chunk and chunk.length:
+            parts.append(chunk.slice(0, chunk.length))
+            chunk = replay.chunks.get(chunk.succ)
+        yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != "stepid"}
+
 
 @click.command()
 @click.argument("checkout", type=click.Path(path_type=Path, exists=True))
@@ -170,9 +191,10 @@ class Table:
 def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
     sys.path.insert(0, str(checkout))
     import elements
+    import jax
     from embodied.core.replay import Replay
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     scores, pace, fresh = (Table(folder / f"{name}.csv") for name in ("scores", "pace", "fresh"))
     environments = [Environment(task, 1000 * seed + i) for i in range(ENVS)]
     author = Author(checkout, environments[0], seed, rate, dtype)
@@ -187,6 +209,18 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
     action, reset = np.zeros((ENVS, *environments[0].action_shape), np.float32), np.ones(ENVS, bool)
     steps = updates = 0
     score, sums = np.zeros(ENVS), Counter()
+    state, saved = folder / "state.pkl", 0
+    if state.exists():
+        kept = pickle.loads(state.read_bytes())
+        author.params, author.carry, due, steps, updates, sums = (kept[key] for key in KEPT)
+        params, saved = author.acting, updates
+        environments = [Environment(task, 10**7 * (seed + 1) + updates + i) for i in range(ENVS)]
+        for i, stream in enumerate(kept["streams"]):
+            for t in range(len(stream["reward"])):
+                replay.add({key: value[t] for key, value in stream.items()}, i)
+        replay.queue.clear()  # of what was drawn at once, when it was new
+        for table in (scores, pace, fresh):
+            table.cut(updates)
     while steps * REPEAT < frames:
         seen = stacked([each.step(*given) for each, *given in zip(environments, action, reset, strict=True)])
         carry, action, kept = author.act(params, carry, seen, 2, steps)
@@ -214,6 +248,12 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
                 if updates % FRESH == 0:
                     new = [Environment(task, 10**6 * (seed + 1) + updates + i) for i in range(ENVS)]
                     fresh.add(**at, **author.fresh(new, updates))
+        if updates >= saved + FRESH:
+            now = (*jax.device_get((author.params, author.carry)), due, steps, updates, sums)
+            kept = dict(zip(KEPT, now, strict=True)) | {"streams": list(streams(replay))}
+            (folder / "state.new").write_bytes(pickle.dumps(kept))
+            (folder / "state.new").replace(state)
+            saved = updates
 
 
 if __name__ == "__main__":
