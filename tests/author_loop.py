@@ -8,12 +8,12 @@ Its agent, losses, optimiser and replay, size 1m, in a loop of one thread after 
 parallel environment for each. As there, but for the very first, a batch is drawn an update ahead, latents are written
 back an update later, and the policy acts with the parameters from before the first update since it last took them over.
 Writes to FOLDER the scores of episodes, the means of its metrics every 250 updates, and what its models make of new
-episodes every 1,000; what comes after the last of these is left out. The same command goes on from the last 1,000
-updates, with new episodes. Runs were made with this JAX; the author's own versions are older.
+episodes every 1,000; what comes after the last of these is left out. Every 1,000 updates also `state.npz`, from which
+the same command goes on, with new episodes, as does a run here (`tests/across.py`). Runs were made with this JAX; the
+author's own versions are older.
 """
 
 import csv
-import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,6 @@ from dm_control import suite
 BATCH, LENGTH, CONTEXT = 16, 64, 1
 ENVS, REPEAT = 8, 2
 PACE, FRESH = 250, 1000  # updates
-KEPT = ("params", "carry", "due", "steps", "updates", "sums")
 ACTING = ("enc/", "dyn/", "dec/", "pol/")
 TASKS = {f"dmc/{'_'.join(names)}": names for names in suite.ALL_TASKS}
 FLAGS = ("reward", "is_first", "is_last", "is_terminal")
@@ -120,6 +119,12 @@ class Author:
         self.params, (self.carry, out, metrics) = self._train(self.params, self._key(3, number), self.carry, batch)
         return out["replay"], {key: float(value) for key, value in metrics.items()}
 
+    def restore(self, params):
+        """Parameters, and what goes with them: slow critic, return scale, the optimiser's moments."""
+        for key, value in params.items():
+            assert self.params[key].shape == value.shape, key
+            self.params[key] = value.astype(self.params[key].dtype)
+
     def fresh(self, environments, number):
         """What it makes of an episode in each environment, and what its values come to: in discounted reward."""
         carry, rows = None, []
@@ -142,6 +147,7 @@ class Author:
 
 
 def stacked(rows):
+    rows = list(rows)
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -191,7 +197,6 @@ def streams(replay):
 def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
     sys.path.insert(0, str(checkout))
     import elements
-    import jax
     from embodied.core.replay import Replay
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,15 +214,21 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
     action, reset = np.zeros((ENVS, *environments[0].action_shape), np.float32), np.ones(ENVS, bool)
     steps = updates = 0
     score, sums = np.zeros(ENVS), Counter()
-    state, saved = folder / "state.pkl", 0
+    summed = saved = 0
+    state = folder / "state.npz"
     if state.exists():
-        kept = pickle.loads(state.read_bytes())
-        author.params, author.carry, due, steps, updates, sums = (kept[key] for key in KEPT)
-        params, saved = author.acting, updates
+        kept = np.load(state)
+        author.restore({key.removeprefix("params/"): kept[key] for key in kept.files if key.startswith("params/")})
+        params, steps, updates = author.acting, int(kept["steps"]), int(kept["updates"])
+        saved = updates
+        due(steps)  # from here on
         environments = [Environment(task, 10**7 * (seed + 1) + updates + i) for i in range(ENVS)]
-        for i, stream in enumerate(kept["streams"]):
-            for t in range(len(stream["reward"])):
-                replay.add({key: value[t] for key, value in stream.items()}, i)
+        rows = {key.removeprefix("rows/"): kept[key] for key in kept.files if key.startswith("rows/")}
+        for key, shape in environments[0].shapes.items():
+            rows[key] = rows[key].reshape(ENVS, -1, *shape)
+        for i in range(ENVS):
+            for t in range(steps // ENVS):
+                replay.add({key: value[i, t] for key, value in rows.items()}, i)
         replay.queue.clear()  # of what was drawn at once, when it was new
         for table in (scores, pace, fresh):
             table.cut(updates)
@@ -241,18 +252,20 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
                 late = written
                 updates += 1
                 sums.update(metrics)
+                summed += 1
                 at = {"updates": updates, "frames": steps * REPEAT}
                 if updates % PACE == 0:
-                    pace.add(**at, **{key: total / PACE for key, total in sorted(sums.items())})
+                    pace.add(**at, **{key: total / summed for key, total in sorted(sums.items())})
                     sums.clear()
+                    summed = 0
                 if updates % FRESH == 0:
                     new = [Environment(task, 10**6 * (seed + 1) + updates + i) for i in range(ENVS)]
                     fresh.add(**at, **author.fresh(new, updates))
         if updates >= saved + FRESH:
-            now = (*jax.device_get((author.params, author.carry)), due, steps, updates, sums)
-            kept = dict(zip(KEPT, now, strict=True)) | {"streams": list(streams(replay))}
-            (folder / "state.new").write_bytes(pickle.dumps(kept))
-            (folder / "state.new").replace(state)
+            kept = {f"params/{key}": np.asarray(value) for key, value in author.params.items()}
+            kept |= {f"rows/{key}": value for key, value in stacked(streams(replay)).items()}
+            np.savez(folder / "new.npz", **kept, steps=steps, updates=updates)
+            (folder / "new.npz").replace(state)
             saved = updates
 
 

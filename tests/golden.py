@@ -38,11 +38,7 @@ class Golden:
         self._figures = np.load(path)
         self._latents = latents
         self.names = common() | own
-        self.slow_names = {
-            ours.replace(".critic.", ".slow_critic."): theirs.replace("val/", "slowval/", 1)
-            for ours, theirs in self.names.items()
-            if ".critic." in ours
-        }
+        self.slow_names = slow(self.names)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         value = torch.from_numpy(np.array(self._figures[name]))
@@ -62,14 +58,7 @@ class Golden:
 
     def parameter(self, prefix: str, theirs: str) -> torch.Tensor:
         """A parameter of the reference, or its gradient, in our layout."""
-        value = self[f"{prefix}/{theirs}"]
-        if theirs.startswith("dec/mlp/linear0/kernel"):
-            value = torch.cat([value[self._latents :], value[: self._latents]])  # [stoch, deter] there
-        if value.shape[-1] == dist.BINS:  # bins in ascending order there
-            value = value[..., dist.twohot_places(torch.arange(dist.BINS)).argsort()]
-        if value.ndim == 4:  # height, width, in, out
-            return value.permute(3, 2, 0, 1)
-        return value.T if value.ndim == 2 else value
+        return ours(theirs, self[f"{prefix}/{theirs}"], self._latents)
 
     def give(self, agent: Agent) -> None:
         """The parameters at the start."""
@@ -78,6 +67,36 @@ class Golden:
         with torch.no_grad():
             for ours, theirs in (self.names | self.slow_names).items():
                 own[ours].copy_(self.parameter("init", theirs))
+
+
+def ours(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
+    """What belongs to a parameter of the reference, in our layout; `latents` as for `Golden`."""
+    if theirs.startswith("dec/mlp/linear0/kernel"):
+        value = torch.cat([value[latents:], value[:latents]])  # [stoch, deter] there
+    if value.shape[-1:] == (dist.BINS,):  # bins in ascending order there
+        value = value[..., dist.twohot_places(torch.arange(dist.BINS)).argsort()]
+    if value.ndim == 4:  # height, width, in, out
+        return value.permute(3, 2, 0, 1)
+    return value.T if value.ndim == 2 else value
+
+
+def as_there(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
+    """The way back from `ours`."""
+    value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T if value.ndim == 2 else value
+    if value.shape[-1:] == (dist.BINS,):
+        value = value[..., dist.twohot_places(torch.arange(dist.BINS))]
+    if theirs.startswith("dec/mlp/linear0/kernel"):
+        value = torch.cat([value[-latents:], value[:-latents]])
+    return value
+
+
+def slow(names: dict[str, str]) -> dict[str, str]:
+    """Of the slow critic, given those of the critic among others."""
+    return {
+        ours.replace(".critic.", ".slow_critic."): theirs.replace("val/", "slowval/", 1)
+        for ours, theirs in names.items()
+        if ".critic." in ours
+    }
 
 
 def parameters(agent: Agent) -> dict[str, torch.Tensor]:
