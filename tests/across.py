@@ -1,12 +1,13 @@
 """Take a training across, to go on in the other implementation from the very state in which this one left it.
 
-    PYTHONPATH=. python tests/across.py here FOLDER/state.npz runs/LIKE runs/NEW
-    PYTHONPATH=. python tests/across.py there runs/FOLDER NEW/state.npz
+    PYTHONPATH=. python tests/across.py here THERE/state.npz runs/LIKE runs/NEW
+    PYTHONPATH=. python tests/across.py there runs/FOLDER THERE/state.npz
 
-FOLDER and NEW/ are those of `tests/author_loop.py`, which goes on in NEW/ as `dreamer train --run runs/NEW` does here.
-Weights, the optimiser's moments, return scale, slow critic, rows and latents go along; random numbers, batches drawn in
-advance and the rest of open episodes do not. Observations are vectors, and the action is one of numbers. runs/LIKE is
-any run of the same task and settings.
+THERE is a folder of `tests/author_loop.py`. After the first, `dreamer train --run runs/NEW` goes on with what was
+trained there; runs/LIKE is any run of the same task and settings, whose seed and random numbers it takes. After the
+second, the author's loop goes on in THERE with what was trained in runs/FOLDER. Weights, the optimiser's moments,
+return scale, slow critic, rows and latents go along; random numbers, batches drawn in advance and the rest of open
+episodes do not. Observations are vectors, and the action is one of numbers.
 """
 
 from pathlib import Path
@@ -22,6 +23,7 @@ from dreamer.checkpoint import RunFolder
 from dreamer.replay import new_replay
 
 ROWS = ("action", "reward", "is_first", "is_last", "is_terminal")  # by these names in both
+# Its optimiser is a chain: clipping, scaling by the root of mean squares (1), momentum (2), the learning rate (3).
 COUNTS = ("opt/state/1/0", "opt/state/2/0", "opt/state/3/count")
 MOMENTS = {"scale": "opt/state/1/1", "momentum": "opt/state/2/1"}
 RETURNS = {"return_low": "retnorm/lo/value", "return_high": "retnorm/hi/value"}
@@ -40,7 +42,7 @@ def pairs(agent):
 
 
 def layout(theirs):
-    """The parameter that something of that name is laid out as."""
+    """The parameter that a moment belongs to, whose layout it shares; of all else its own name."""
     return theirs.removeprefix(f"{MOMENTS['scale']}/").removeprefix(f"{MOMENTS['momentum']}/")
 
 
@@ -55,17 +57,22 @@ def main():
 @click.argument("new", type=click.Path(path_type=Path))
 def here(state, like, new):
     """Write STATE of the author's loop as a run NEW."""
+    if new.exists():
+        raise click.UsageError(f"{new} is there already; give a new folder")
     kept = np.load(state)
     checkpoint = RunFolder(like).newest(with_replay=True)
     agent = RunFolder(like).load_agent("cpu", checkpoint=checkpoint)
     config, observation = agent.config, agent.observation_spec
     for theirs, value in pairs(agent):
-        there = torch.from_numpy(np.array(kept[f"params/{theirs}"]))
-        value.copy_(golden.ours(layout(theirs), there, config.model.stoch * config.model.classes))
+        given = torch.from_numpy(np.array(kept[f"params/{theirs}"]))
+        taken = golden.as_ours(layout(theirs), given, config.model.stoch * config.model.classes)
+        assert taken.shape == value.shape, theirs
+        value.copy_(taken)
     agent.acting.follow()
 
     seen = {key: torch.from_numpy(kept[f"rows/{key}"]) for key in (*ROWS, *observation.keys)}
     streams, count = seen["reward"].shape
+    assert streams == config.envs
     rows = {key: seen[key] for key in ROWS}
     rows |= {f"observation/{key}": seen[key].reshape(streams, count, -1) for key in observation.keys}
     rows["deter"] = torch.from_numpy(kept["rows/dyn/deter"])
@@ -89,6 +96,7 @@ def here(state, like, new):
 def there(run, state):
     """Write the newest checkpoint of RUN as a STATE of the author's loop."""
     agent, replay = trained.load(run)
+    assert replay.oldest == 0, "its oldest rows are no longer there"
     model = agent.config.model
     kept = {
         f"params/{theirs}": golden.as_there(layout(theirs), value, model.stoch * model.classes).numpy()

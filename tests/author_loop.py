@@ -9,7 +9,8 @@ parallel environment for each. As there, but for the very first, a batch is draw
 back an update later, and the policy acts with the parameters from before the first update since it last took them over.
 Writes to FOLDER the scores of episodes, the means of its metrics every 250 updates, and what its models make of new
 episodes every 1,000; what comes after the last of these is left out. Every 1,000 updates also `state.npz`, from which
-the same command goes on, with new episodes, as does a run here (`tests/across.py`). Runs were made with this JAX; the
+the same command goes on, with new episodes and a first mean over what is left of its 250 updates, as does a run here
+(`tests/across.py`). Runs were made with this JAX; the
 author's own versions are older.
 """
 
@@ -25,6 +26,7 @@ from dm_control import suite
 BATCH, LENGTH, CONTEXT = 16, 64, 1
 ENVS, REPEAT = 8, 2
 PACE, FRESH = 250, 1000  # updates
+COUNTERS = ("opt/step/value", "slowval_count/value")  # which nothing is computed from
 ACTING = ("enc/", "dyn/", "dec/", "pol/")
 TASKS = {f"dmc/{'_'.join(names)}": names for names in suite.ALL_TASKS}
 FLAGS = ("reward", "is_first", "is_last", "is_terminal")
@@ -120,7 +122,8 @@ class Author:
         return out["replay"], {key: float(value) for key, value in metrics.items()}
 
     def restore(self, params):
-        """Parameters, and what goes with them: slow critic, return scale, the optimiser's moments."""
+        """Parameters, and what goes with them: slow critic, return scale, the optimiser's moments and counts."""
+        assert self.params.keys() - params.keys() <= set(COUNTERS), self.params.keys() - params.keys()
         for key, value in params.items():
             assert self.params[key].shape == value.shape, key
             self.params[key] = value.astype(self.params[key].dtype)
@@ -230,8 +233,8 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
             for t in range(steps // ENVS):
                 replay.add({key: value[i, t] for key, value in rows.items()}, i)
         replay.queue.clear()  # of what was drawn at once, when it was new
-        for table in (scores, pace, fresh):
-            table.cut(updates)
+    for table in (scores, pace, fresh):
+        table.cut(updates)
     while steps * REPEAT < frames:
         seen = stacked([each.step(*given) for each, *given in zip(environments, action, reset, strict=True)])
         carry, action, kept = author.act(params, carry, seen, 2, steps)

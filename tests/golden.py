@@ -58,7 +58,7 @@ class Golden:
 
     def parameter(self, prefix: str, theirs: str) -> torch.Tensor:
         """A parameter of the reference, or its gradient, in our layout."""
-        return ours(theirs, self[f"{prefix}/{theirs}"], self._latents)
+        return as_ours(theirs, self[f"{prefix}/{theirs}"], self._latents)
 
     def give(self, agent: Agent) -> None:
         """The parameters at the start."""
@@ -69,7 +69,7 @@ class Golden:
                 own[ours].copy_(self.parameter("init", theirs))
 
 
-def ours(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
+def as_ours(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
     """What belongs to a parameter of the reference, in our layout; `latents` as for `Golden`."""
     if theirs.startswith("dec/mlp/linear0/kernel"):
         value = torch.cat([value[latents:], value[:latents]])  # [stoch, deter] there
@@ -81,7 +81,7 @@ def ours(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
 
 
 def as_there(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
-    """The way back from `ours`."""
+    """The way back from `as_ours`."""
     value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T if value.ndim == 2 else value
     if value.shape[-1:] == (dist.BINS,):
         value = value[..., dist.twohot_places(torch.arange(dist.BINS))]
@@ -91,7 +91,7 @@ def as_there(theirs: str, value: torch.Tensor, latents: int) -> torch.Tensor:
 
 
 def slow(names: dict[str, str]) -> dict[str, str]:
-    """Of the slow critic, given those of the critic among others."""
+    """Our parameter name -> the reference's, of the slow critic, given those of the critic among others."""
     return {
         ours.replace(".critic.", ".slow_critic."): theirs.replace("val/", "slowval/", 1)
         for ours, theirs in names.items()

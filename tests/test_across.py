@@ -1,11 +1,14 @@
-"""`tests/across.py`: what it takes from one implementation to the other arrives, and comes back as it was."""
+"""`tests/across.py`: what it takes from one implementation to the other comes back as it was.
+
+That it arrives there under the right names is seen in the other implementation alone, see `runs/results/whole_loop`.
+"""
 
 import numpy as np
 import pytest
 import torch
 from across import MOMENTS, here, layout, pairs, there
 from click.testing import CliRunner
-from golden import as_there, ours
+from golden import as_ours, as_there
 from trained import load
 
 import dreamer
@@ -68,4 +71,4 @@ def test_bins_ascend_there():
 
 def test_images_kernels_come_back():
     kernel = torch.from_numpy(np.arange(120.0).reshape(5, 4, 3, 2))
-    assert torch.equal(ours("enc/cnn0/kernel", as_there("enc/cnn0/kernel", kernel, 0), 0), kernel)
+    assert torch.equal(as_ours("enc/cnn0/kernel", as_there("enc/cnn0/kernel", kernel, 0), 0), kernel)
