@@ -60,8 +60,9 @@ def here(state, like, new):
     if new.exists():
         raise click.UsageError(f"{new} is there already; give a new folder")
     kept = np.load(state)
-    checkpoint = RunFolder(like).newest(with_replay=True)
-    agent = RunFolder(like).load_agent("cpu", checkpoint=checkpoint)
+    alike = RunFolder(like)
+    checkpoint = alike.newest()
+    agent = alike.load_agent("cpu", checkpoint=checkpoint)
     config, observation = agent.config, agent.observation_spec
     for theirs, value in pairs(agent):
         given = torch.from_numpy(np.array(kept[f"params/{theirs}"]))

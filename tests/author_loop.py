@@ -10,8 +10,7 @@ back an update later, and the policy acts with the parameters from before the fi
 Writes to FOLDER the scores of episodes, the means of its metrics every 250 updates, and what its models make of new
 episodes every 1,000; what comes after the last of these is left out. Every 1,000 updates also `state.npz`, from which
 the same command goes on, with new episodes and a first mean over what is left of its 250 updates, as does a run here
-(`tests/across.py`). Runs were made with this JAX; the
-author's own versions are older.
+(`tests/across.py`). Runs were made with this JAX; the author's own versions are older.
 """
 
 import csv

@@ -34,10 +34,9 @@ def test_what_is_learned_comes_back_as_it_was(run, tmp_path):
     for (name, one), (_, other) in zip(pairs(before), pairs(after), strict=True):
         assert torch.equal(one, other), name
     assert rows.count == same.count
-    for key, value in rows.export_rows(0, rows.count).items():
-        assert torch.equal(value, same.export_rows(0, rows.count)[key]), key
-    for key, value in rows.export_latents(0, rows.count).items():
-        assert torch.equal(value, same.export_latents(0, rows.count)[key]), key
+    kept, again = (each.export_rows(0, rows.count) | each.export_latents(0, rows.count) for each in (rows, same))
+    for key, value in kept.items():
+        assert torch.equal(value, again[key]), key
 
 
 def test_it_goes_on_from_there(run, tmp_path):
