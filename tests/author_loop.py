@@ -187,6 +187,27 @@ def streams(replay):
         yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != "stepid"}
 
 
+def save(path, author, replay, steps, updates):
+    kept = {f"params/{key}": np.asarray(value) for key, value in author.params.items()}
+    kept |= {f"rows/{key}": value for key, value in stacked(streams(replay)).items()}
+    np.savez(path.with_name("new.npz"), **kept, steps=steps, updates=updates)
+    path.with_name("new.npz").replace(path)
+
+
+def load(path, author, replay, shapes):
+    """Put back what was saved, into an empty replay; steps and updates until then."""
+    kept = np.load(path)
+    author.restore({key.removeprefix("params/"): kept[key] for key in kept.files if key.startswith("params/")})
+    rows = {key.removeprefix("rows/"): kept[key] for key in kept.files if key.startswith("rows/")}
+    rows |= {key: rows[key].reshape(ENVS, -1, *shape) for key, shape in shapes.items()}
+    steps, updates = int(kept["steps"]), int(kept["updates"])
+    for i in range(ENVS):
+        for t in range(steps // ENVS):
+            replay.add({key: value[i, t] for key, value in rows.items()}, i)
+    replay.queue.clear()  # of what was drawn at once, when it was new
+    return steps, updates
+
+
 @click.command()
 @click.argument("checkout", type=click.Path(path_type=Path, exists=True))
 @click.argument("task", type=click.Choice(TASKS), metavar="TASK")
@@ -219,19 +240,10 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
     summed = saved = 0
     state = folder / "state.npz"
     if state.exists():
-        kept = np.load(state)
-        author.restore({key.removeprefix("params/"): kept[key] for key in kept.files if key.startswith("params/")})
-        params, steps, updates = author.acting, int(kept["steps"]), int(kept["updates"])
-        saved = updates
+        steps, updates = load(state, author, replay, environments[0].shapes)
+        params, saved = author.acting, updates
         due(steps)  # from here on
         environments = [Environment(task, 10**7 * (seed + 1) + updates + i) for i in range(ENVS)]
-        rows = {key.removeprefix("rows/"): kept[key] for key in kept.files if key.startswith("rows/")}
-        for key, shape in environments[0].shapes.items():
-            rows[key] = rows[key].reshape(ENVS, -1, *shape)
-        for i in range(ENVS):
-            for t in range(steps // ENVS):
-                replay.add({key: value[i, t] for key, value in rows.items()}, i)
-        replay.queue.clear()  # of what was drawn at once, when it was new
     for table in (scores, pace, fresh):
         table.cut(updates)
     while steps * REPEAT < frames:
@@ -264,10 +276,7 @@ def main(checkout, task, folder, seed, ratio, rate, frames, dtype):
                     new = [Environment(task, 10**6 * (seed + 1) + updates + i) for i in range(ENVS)]
                     fresh.add(**at, **author.fresh(new, updates))
         if updates >= saved + FRESH:
-            kept = {f"params/{key}": np.asarray(value) for key, value in author.params.items()}
-            kept |= {f"rows/{key}": value for key, value in stacked(streams(replay)).items()}
-            np.savez(folder / "new.npz", **kept, steps=steps, updates=updates)
-            (folder / "new.npz").replace(state)
+            save(state, author, replay, steps, updates)
             saved = updates
 
 
